@@ -1,0 +1,99 @@
+"""Every error that liber_feast raises on purpose.
+
+LiberError
+├── ConfigError                 a key or value in feature_store.yaml or on the command line
+├── DataSetError                a data set folder or file that cannot be read as it is
+├── InvalidBehaviors            rows that break the behavior schema; nothing of their table was taken
+├── OutOfOrderBehavior          a stream that is not ordered by (event_time, behavior_id)
+├── BadWindow                   a materialization window whose start is not before its end
+├── StoreNotReady               a feature repo that was never applied, loaded or materialized
+├── EncoderError                model files, PCA files and their versions
+├── PromptError                 a prompt template that cannot be used
+├── MemoryFailure               the memory database is unusable or of another version
+├── ArtifactError               a training run folder that cannot be used
+├── MissingExtra                a package of an extra is not installed
+└── RetryableError              the same call may succeed later; nothing was written
+
+`feast` is a click program: being click exceptions, these end there as `Error: <message>` and exit code 1
+instead of a traceback. Everywhere else they are ordinary exceptions.
+"""
+
+from typing import TYPE_CHECKING
+
+from click import ClickException
+
+if TYPE_CHECKING:
+    from liber_feast.behavior import Behavior
+
+
+class LiberError(ClickException):
+    """Base of all our errors; the message says what, where and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(LiberError):
+    """A configuration key or value that cannot be used.
+
+    Not a ValueError: pydantic would fold it into a ValidationError of many lines.
+    """
+
+
+class DataSetError(LiberError, ValueError):
+    """A data set that is missing, truncated, edited or of an unknown format."""
+
+
+class InvalidBehaviors(LiberError, ValueError):
+    """Behaviors that break the schema. `column` and `row_count` say which and how many rows."""
+
+    def __init__(self, message: str, *, column: str | None = None, row_count: int = 0) -> None:
+        self.column, self.row_count = column, row_count
+        super().__init__(message)
+
+
+class OutOfOrderBehavior(LiberError, ValueError):
+    """A stream whose behavior `later` belongs before the behavior `earlier` that it follows."""
+
+    def __init__(self, *, earlier: "Behavior", later: "Behavior") -> None:
+        self.earlier, self.later = earlier, later
+        super().__init__(
+            f"user {later.user_id!r}: behavior {later.behavior_id!r} at {later.event_time.isoformat()} follows"
+            f" {earlier.behavior_id!r} at {earlier.event_time.isoformat()}."
+            " Sort the stream by (event_time, behavior_id)."
+        )
+
+
+class BadWindow(LiberError, ValueError):
+    """A window that starts at or after its end."""
+
+
+class StoreNotReady(LiberError):
+    """The feature repo lacks a step: load, apply or materialize."""
+
+
+class EncoderError(LiberError):
+    """The text encoder's files are missing, altered or of another version."""
+
+
+class PromptError(LiberError, ValueError):
+    """A prompt template that is missing, malformed or lacks a placeholder."""
+
+
+class MemoryFailure(LiberError):
+    """The memory database cannot be opened, or was written by another version."""
+
+
+class ArtifactError(LiberError):
+    """A training run folder that is missing, incomplete or does not fit the store."""
+
+
+class MissingExtra(LiberError, ImportError):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, *, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
+        super().__init__(f"{package} is not installed. Run: pip install 'liber-feast[{extra}]'")
+
+
+class RetryableError(LiberError):
+    """The same call may succeed later; nothing was written."""
