@@ -1,0 +1,1 @@
+"""Interest learners, one file per backend; each owns its heavy imports."""

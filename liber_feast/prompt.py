@@ -1,0 +1,273 @@
+"""Prompt templates: one TOML file per domain, and the messages rendered from it.
+
+A template is text the project wrote; titles, profiles and summaries are data. They are substituted in one pass, so
+nothing in them is expanded again, and made one line of neutral characters, so nothing in them can change the
+prompt's structure. A template's version is its name and a hash of its content: an edit starts new texts.
+"""
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any, Literal, TypedDict
+
+from liber_feast.errors import PromptError
+from liber_feast.interest import DescribedBehavior, Item, ShiftRequest, SummaryRequest
+
+TITLE_LIMIT, VALUE_LIMIT, PROFILE_LIMIT, SUMMARY_LIMIT = 200, 60, 1000, 2000
+"""Characters kept of a title, of one value of a factor, of a profile and of a summary."""
+
+VALUES_PER_FACTOR = 6
+"""Values of one factor shown beside a title, for example genres of a film."""
+
+HASH_DIGITS = 10
+_BUNDLED = files("liber_feast").joinpath("prompts")
+_BREAKS = re.compile(
+    r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]+"
+)
+# Chat formats mark turns by <|...|>, <...>, </s> or [INST], and tokenizers read such marks in data as well.
+_NEUTRAL = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")", '"': "'"})
+
+
+class Message(TypedDict):
+    """One chat message, as every chat API takes it."""
+
+    role: Literal["system", "user"]
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Factor:
+    """One aspect of interest; without sources only an LLM can judge it.
+
+    `sources` names where an item's values come from, the first that has any: `categories`, `period` or an attribute.
+    `relation` stands between the items and a value ("films from the 1990s"); if empty the value precedes the noun.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    relation: str
+    ignored: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Words:
+    """The domain's nouns and verbs."""
+
+    item: str
+    items: str
+    acted: str
+    liked: str
+    not_liked: str
+    liking: str
+    no_title: str
+    no_profile: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A checked template; `version` is its name and the first digits of its content's SHA-256."""
+
+    name: str
+    version: str
+    words: Words
+    factors: tuple[Factor, ...]
+    system: str
+    summary: str
+    behavior: str
+    shift: str
+
+    def render_summary(self, request: SummaryRequest) -> list[Message]:
+        """Return the messages of equation 2: profile, behaviors oldest first, factors."""
+        behaviors = sorted(request.behaviors, key=lambda behavior: behavior.event_time)
+        return self._messages(
+            self.summary,
+            {
+                "profile": _data(request.profile, limit=PROFILE_LIMIT) or self.words.no_profile,
+                "behaviors": "\n".join(self._line(behavior) for behavior in behaviors),
+            },
+        )
+
+    def render_shift(self, request: ShiftRequest) -> list[Message]:
+        """Return the messages of equation 3: previous summary, current summary, factors."""
+        return self._messages(
+            self.shift,
+            {
+                "previous_summary": _data(request.previous_summary, limit=SUMMARY_LIMIT),
+                "summary": _data(request.summary, limit=SUMMARY_LIMIT),
+            },
+        )
+
+    def _messages(self, template: str, values: Mapping[str, str]) -> list[Message]:
+        factors = ", ".join(factor.name for factor in self.factors)
+        content = Template(template).substitute(values, factors=factors)
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": content}]
+
+    def _line(self, behavior: DescribedBehavior) -> str:
+        title = _data(behavior.item.title or "", limit=TITLE_LIMIT)
+        return Template(self.behavior).substitute(
+            date=behavior.event_time.date().isoformat(),
+            title=f'"{title}"' if title else self.words.no_title,
+            details=self._details(behavior.item),
+            rating=f"{behavior.rating:g}",
+            feedback=self.words.liked if behavior.liked else self.words.not_liked,
+        )
+
+    def _details(self, item: Item) -> str:
+        known = [
+            f"{factor.name}: {', '.join(_data(value, limit=VALUE_LIMIT) for value in values[:VALUES_PER_FACTOR])}"
+            for factor in self.factors
+            if (values := factor_values(item, factor=factor))
+        ]
+        return f" ({'; '.join(known)})" if known else ""
+
+
+def factor_values(item: Item, *, factor: Factor) -> list[str]:
+    """Return the item's values of `factor`, each one line and once, without those the template ignores."""
+    for source in factor.sources:
+        if source == "categories":
+            given = item.categories
+        else:
+            value = item.period if source == "period" else item.attributes.get(source)
+            given = (value,) if value else ()
+        values = [name for name in map(_value, given) if name and name not in factor.ignored]
+        if values:
+            return values if len(values) == 1 else list(dict.fromkeys(values))
+    return []
+
+
+def one_line(text: str) -> str:
+    """Return `text` with every run of spaces, line breaks, control and direction characters as one space."""
+    return _BREAKS.sub(" ", text).strip()
+
+
+@lru_cache(maxsize=1 << 14)
+def _value(name: str) -> str:
+    """Return `one_line(name)`; items share their categories, periods and makers, so most are known already."""
+    return one_line(name)
+
+
+def prompt_names() -> list[str]:
+    """Return the names of the bundled templates, sorted."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _BUNDLED.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_prompt(name: str) -> Prompt:
+    """Return the bundled template `name`, or the one in the file if `name` is a path that ends in .toml.
+
+    Raises:
+        PromptError: no such template or file, text that is not TOML, a missing, unknown or mistyped key, or a
+            template that lacks a placeholder or has one that nothing fills.
+    """
+    source = Path(name) if name.endswith(".toml") else _BUNDLED.joinpath(f"{name}.toml")
+    if not name.endswith(".toml") and name not in prompt_names():
+        raise PromptError(
+            f"prompt {name!r} is not known. Bundled are {', '.join(prompt_names())};"
+            " the path of a template of your own ends in .toml."
+        )
+    try:
+        content = tomllib.loads(source.read_bytes().decode())
+    except OSError as error:
+        raise PromptError(f"prompt {name}: the file cannot be read ({error.strerror}). Check the path.") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PromptError(f"prompt {name}: not a TOML file in UTF-8: {error}.") from error
+    return _prompt(content, name=Path(name).stem if name.endswith(".toml") else name)
+
+
+def _prompt(content: Mapping[str, Any], *, name: str) -> Prompt:
+    canonical = json.dumps(content, sort_keys=True, default=str).encode()
+    _only(content, ("system", "words", "factors", "summary", "shift"), where=name)
+    words = _table(content, "words", where=name)
+    _only(words, tuple(Words.__slots__), where=f"{name}: words")
+    summary, shift = _table(content, "summary", where=name), _table(content, "shift", where=name)
+    _only(summary, ("user", "behavior"), where=f"{name}: summary")
+    _only(shift, ("user",), where=f"{name}: shift")
+    tables = content.get("factors")
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise PromptError(f"prompt {name}: 'factors' must be one or more tables. Write [[factors]].")
+    return Prompt(
+        name=name,
+        version=f"{name}-{hashlib.sha256(canonical).hexdigest()[:HASH_DIGITS]}",
+        words=Words(**{key: _text(words, key, where=f"{name}: words") for key in Words.__slots__}),
+        factors=tuple(_factor(table, where=f"{name}: factor {number}") for number, table in enumerate(tables, 1)),
+        system=_template(content, "system", required=(), where=name),
+        summary=_template(summary, "user", required=("factors", "profile", "behaviors"), where=f"{name}: summary"),
+        behavior=_template(
+            summary,
+            "behavior",
+            required=("date", "title", "rating", "feedback"),
+            optional=("details",),
+            where=f"{name}: summary",
+        ),
+        shift=_template(shift, "user", required=("factors", "previous_summary", "summary"), where=f"{name}: shift"),
+    )
+
+
+def _factor(table: Mapping[str, Any], *, where: str) -> Factor:
+    _only(table, tuple(Factor.__slots__), where=where)
+    return Factor(
+        name=_text(table, "name", where=where),
+        sources=_texts(table, "sources", where=where),
+        relation=_text(table, "relation", where=where, may_be_empty=True),
+        ignored=frozenset(_texts(table, "ignored", where=where)),
+    )
+
+
+def _template(
+    table: Mapping[str, Any], key: str, *, required: tuple[str, ...], where: str, optional: tuple[str, ...] = ()
+) -> str:
+    text = _text(table, key, where=where)
+    template = Template(text)
+    if not template.is_valid():
+        raise PromptError(f"prompt {where}: {key!r} has a $ that marks no placeholder. Write $$ for a dollar sign.")
+    found = template.get_identifiers()
+    missing = [name for name in required if name not in found]
+    if missing:
+        raise PromptError(f"prompt {where}: {key!r} lacks the placeholder ${missing[0]}.")
+    allowed = (*required, *optional)
+    unknown = [name for name in found if name not in allowed]
+    if unknown:
+        fillable = ", ".join(f"${placeholder}" for placeholder in allowed) or "none"
+        raise PromptError(f"prompt {where}: {key!r} has the unknown placeholder ${unknown[0]}. Known here: {fillable}.")
+    return text if required else template.substitute()
+
+
+def _only(table: Mapping[str, Any], keys: tuple[str, ...], *, where: str) -> None:
+    missing = [key for key in keys if key not in table]
+    if missing:
+        raise PromptError(f"prompt {where}: key {missing[0]!r} is missing.")
+    unknown = [key for key in table if key not in keys]
+    if unknown:
+        raise PromptError(f"prompt {where}: key {unknown[0]!r} is not known. Known here: {', '.join(keys)}.")
+
+
+def _table(table: Mapping[str, Any], key: str, *, where: str) -> Mapping[str, Any]:
+    value = table[key]
+    if not isinstance(value, dict):
+        raise PromptError(f"prompt {where}: {key!r} must be a table. Write [{key}].")
+    return value
+
+
+def _text(table: Mapping[str, Any], key: str, *, where: str, may_be_empty: bool = False) -> str:
+    value = table[key]
+    if not isinstance(value, str) or not (value.strip() or may_be_empty):
+        raise PromptError(f"prompt {where}: {key!r} must be a text, found {value!r}.")
+    return value.strip()
+
+
+def _texts(table: Mapping[str, Any], key: str, *, where: str) -> tuple[str, ...]:
+    value = table[key]
+    if not isinstance(value, list) or not all(isinstance(entry, str) and entry for entry in value):
+        raise PromptError(f"prompt {where}: {key!r} must be a list of texts, found {value!r}.")
+    return tuple(value)
+
+
+def _data(text: str, *, limit: int) -> str:
+    line = one_line(text).translate(_NEUTRAL)
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
