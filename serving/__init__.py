@@ -1,0 +1,1 @@
+"""Serving: read LIBER features online and score candidates with a trained run."""
