@@ -1,0 +1,70 @@
+"""Read the rows of one source within a window of time: all of them, or the latest of every key.
+
+This is what Feast's own compute engines, saved data sets and feature logs read; views that the plugin computes
+see their source's raw columns here.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import RepoConfig
+from feast.data_source import DataSource
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
+
+from liber_feast.gather import gather
+from liber_feast.offline_entities import micros
+from liber_feast.offline_read import between, locate, open_snapshot, time_values
+from liber_feast.pit import HIGHEST, LOWEST, Ints, as_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pull:
+    """What `pull_latest` and `pull_all` read: columns of one source by their own names, within [start, end]."""
+
+    config: RepoConfig
+    source: DataSource
+    keys: list[str]
+    features: list[str]
+    time: str
+    created: str | None
+    start: datetime | None
+    end: datetime | None
+
+    def rows(self) -> pa.Table:
+        """Return the rows in their written order; times are UTC, a source without keys gets Feast's dummy key."""
+        snapshot = open_snapshot(locate(self.source, config=self.config))
+        names = [*self.keys, *self.features, self.time, *([self.created] if self.created else [])]
+        names = [snapshot.require(name) for name in (names if self.features else snapshot.dataset.schema.names)]
+        bounds = [None if bound is None else micros(bound) for bound in (self.start, self.end)]
+        kind = snapshot.kind(snapshot.require(self.time))
+        where = between(self.time, kind, low=bounds[0], high=bounds[1], unit="us")
+        table = snapshot.read(names, where=where)
+        for name in filter(None, (self.time, self.created)):
+            values, unit, known = time_values(table.column(name), owner=snapshot.location.owner, name=name)
+            aware = pa.array(values, pa.timestamp(unit, tz="UTC"), mask=~known)
+            table = table.set_column(table.column_names.index(name), name, aware)
+        if not self.keys:
+            table = table.append_column(DUMMY_ENTITY_ID, pa.array([DUMMY_ENTITY_VAL] * table.num_rows, pa.string()))
+        return table
+
+    def latest(self) -> pa.Table:
+        """Return of each key the row with the greatest (time, created, place), by first appearance of the key."""
+        table = self.rows()
+        keys = self.keys or [DUMMY_ENTITY_ID]
+        indexed = table.select(keys).append_column("row", pa.array(np.arange(table.num_rows)))
+        groups = np.zeros(table.num_rows, np.int64)
+        firsts = indexed.group_by(keys, use_threads=False).aggregate([("row", "list"), ("row", "count")])
+        members = pc.list_flatten(firsts.column("row_list")).to_numpy()
+        groups[members] = np.repeat(np.arange(firsts.num_rows), firsts.column("row_count").to_numpy())
+        times, created = (_ranks(table.column(name)) for name in (self.time, self.created or self.time))
+        last = np.full(firsts.num_rows, HIGHEST)
+        found = as_of(groups, times, query_groups=np.arange(firsts.num_rows), query_times=last, created=created)
+        return pa.table({name: gather(table.column(name), found) for name in table.column_names})
+
+
+def _ranks(column: pa.ChunkedArray) -> Ints:
+    ranks: Ints = pc.fill_null(column.cast(pa.int64()), LOWEST).to_numpy()
+    return ranks

@@ -1,0 +1,240 @@
+"""The file sources of feature views: Parquet and Delta, on local disks and S3.
+
+A source is opened once per retrieval, so that what is read of it is one consistent snapshot whoever writes
+meanwhile. Delta is read through deltalake itself, its files in the order of their commits: where nothing else
+tells rows apart, the later row is the one committed later.
+"""
+
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from feast import FileSource, RepoConfig
+from feast.data_format import DeltaFormat
+from feast.data_source import DataSource
+from feast.feature_view import FeatureView
+
+from liber_feast.errors import ConfigError, StoreNotReady
+from liber_feast.pit import Flags, Ints, rescale
+
+LOAD = "Run `liber load DATA --repo .` in the feature repo, or correct the path of the source"
+MATERIALIZE = "Run `feast materialize START END` in the feature repo: it writes this table"
+PUBLISHED = frozenset({"summary", "shift", "vector", "fused", "evidence", "item_text"})
+STAGE = "liber.stage"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """Where a source lies and who asks for it, for messages."""
+
+    source: FileSource
+    path: str
+    owner: str
+    remedy: str = LOAD
+
+    @property
+    def is_delta(self) -> bool:
+        return isinstance(self.source.file_format, DeltaFormat)
+
+    @property
+    def storage_options(self) -> dict[str, str]:
+        """What deltalake needs beside the path: credentials and endpoint of an object store, else nothing."""
+        options = dict(self.source.resolve_credentials() or {})
+        if self.source.s3_endpoint_override:
+            options["AWS_ENDPOINT_URL"] = self.source.s3_endpoint_override
+        return options
+
+    def filesystem(self) -> tuple[Any, str]:
+        """Return (pyarrow file system or None for a local disk, path on it)."""
+        pair: tuple[Any, str] = FileSource.create_filesystem_and_path(
+            self.path, self.source.s3_endpoint_override or "", self.source.resolve_credentials()
+        )
+        return pair
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Snapshot:
+    """One consistent state of a source."""
+
+    location: Location
+    dataset: ds.Dataset
+
+    def find(self, name: str) -> str | None:
+        """Return the source's own name of a column that Feast calls `name`, or None where there is none."""
+        mapping = self.location.source.field_mapping or {}
+        names = self.dataset.schema.names
+        mapped = next((old for old, new in mapping.items() if new == name and old in names), name)
+        return mapped if mapped in names else None
+
+    def column(self, name: str) -> str:
+        """Return the source's own name of a column that Feast calls `name` (see `require`)."""
+        return self.require(self.find(name) or name)
+
+    def require(self, own: str) -> str:
+        """Return `own`.
+
+        Raises:
+            ConfigError: the source has no such column.
+        """
+        names = self.dataset.schema.names
+        if own not in names:
+            raise ConfigError(
+                f"{self.location.owner}: column {own!r} is missing in {self.location.path}; found"
+                f" {', '.join(names) or 'no columns'}. Write the column, or correct the view and its source."
+            )
+        return own
+
+    def kind(self, own: str) -> pa.DataType:
+        """Return the type of a column by the source's own name."""
+        return self.dataset.schema.field(own).type
+
+    def read(self, names: Sequence[str], *, where: pc.Expression | None = None) -> pa.Table:
+        """Return columns by the source's own names, rows in the order they were written.
+
+        Raises:
+            ConfigError: a file is damaged or holds a column as another type than the first file.
+            StoreNotReady: files vanished since the source was opened.
+        """
+        wanted = list(dict.fromkeys(names))
+        try:
+            self._check_types(wanted)
+            return self.dataset.to_table(columns=wanted, filter=where)
+        except FileNotFoundError as error:
+            raise not_ready(self.location) from error
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
+            raise ConfigError(f"{self.location.owner}: {self.location.path} cannot be read: {error}.") from error
+
+    def _check_types(self, names: Sequence[str]) -> None:
+        if self.location.is_delta or len(self.dataset.files) == 1:  # a Delta table has one schema
+            return
+        for fragment in self.dataset.get_fragments():
+            for field in fragment.physical_schema:
+                if field.name in names and _family(field.type) != _family(self.kind(field.name)):
+                    raise ConfigError(
+                        f"{self.location.owner}: column {field.name!r} has type {field.type} in {fragment.path} but"
+                        f" {self.kind(field.name)} in the files before it. Rewrite the files with one type."
+                    )
+
+
+def locate(source: DataSource | None, *, config: RepoConfig, view: FeatureView | None = None) -> Location:
+    """Return where `source` lies; relative paths are relative to the feature repo.
+
+    Raises:
+        ConfigError: the source is not a FileSource.
+    """
+    owner = f"feature view {view.name!r}" if view else f"data source {getattr(source, 'name', None)!r}"
+    if not isinstance(source, FileSource):
+        raise ConfigError(
+            f"{owner}: its batch source is {type(source).__name__}; the store reads FileSource (Parquet, Delta)."
+        )
+    stage = view.tags.get(STAGE) if view else None
+    path = FileSource.get_uri_for_file_path(config.repo_path, source.path)
+    return Location(source=source, path=str(path), owner=owner, remedy=MATERIALIZE if stage in PUBLISHED else LOAD)
+
+
+def open_snapshot(location: Location) -> Snapshot:
+    """Open a source.
+
+    Raises:
+        StoreNotReady: nothing is there; the message says what to run.
+        ConfigError: what is there cannot be read.
+    """
+    try:
+        dataset = _delta(location) if location.is_delta else _parquet(location)
+    except (FileNotFoundError, TableNotFoundError) as error:
+        raise not_ready(location) from error
+    except (DeltaError, OSError, pa.ArrowException) as error:
+        raise ConfigError(f"{location.owner}: {location.path} cannot be read: {error}.") from error
+    return Snapshot(location=location, dataset=dataset)
+
+
+def not_ready(location: Location) -> StoreNotReady:
+    """Return the error for a source that is not there."""
+    kind = "Delta table" if location.is_delta else "Parquet file"
+    return StoreNotReady(f"{location.owner}: there is no {kind} at {location.path}. {location.remedy}.")
+
+
+def feast_types(schema: pa.Schema) -> Iterable[tuple[str, str]]:
+    """Return column names and types as texts that Feast understands, Delta's list elements included."""
+    return [(field.name, str(_plain(field.type))) for field in schema]
+
+
+def time_values(column: pa.ChunkedArray, *, owner: str, name: str) -> tuple[Ints, str, Flags]:
+    """Return a timestamp or date column as (values, unit, where a value is); naive times are UTC.
+
+    Raises:
+        ConfigError: the column is of another type.
+    """
+    kind = column.type
+    if pa.types.is_date(kind):
+        column, kind = column.cast(pa.timestamp("us")), pa.timestamp("us")
+    if not pa.types.is_timestamp(kind):
+        raise ConfigError(
+            f"{owner}: column {name!r} has type {kind}; it must be a timestamp."
+            " Parse texts and unix seconds first, for example with pandas.to_datetime(..., utc=True)."
+        )
+    values: Ints = pc.fill_null(column.cast(pa.int64()), 0).to_numpy()
+    known: Flags = column.is_valid().to_numpy()
+    return values, str(kind.unit), known
+
+
+def between(name: str, kind: pa.DataType, *, low: int | None, high: int | None, unit: str) -> pc.Expression | None:
+    """Return the filter low <= column <= high, or None where the bounds are open or the column is no timestamp."""
+    if not pa.types.is_timestamp(kind):
+        return None
+    parts = []
+    if low is not None:
+        floor = rescale(np.array([low]), source=unit, target=kind.unit, up=True)[0]
+        parts.append(pc.field(name) >= pa.scalar(int(floor), kind))
+    if high is not None:
+        ceiling = rescale(np.array([high]), source=unit, target=kind.unit)[0]
+        parts.append(pc.field(name) <= pa.scalar(int(ceiling), kind))
+    return parts[0] & parts[-1] if parts else None
+
+
+def _parquet(location: Location) -> ds.Dataset:
+    filesystem, path = location.filesystem()
+    found: str | list[str] = path
+    if filesystem is None and any(sign in path for sign in "*?["):
+        found = sorted(glob.glob(path, recursive=True))
+        if not found:
+            raise FileNotFoundError(path)
+    return ds.dataset(found, format="parquet", filesystem=filesystem, partitioning="hive")
+
+
+def _delta(location: Location) -> ds.Dataset:
+    table = DeltaTable(location.path, storage_options=location.storage_options or None)
+    dataset = table.to_pyarrow_dataset()
+    actions = pa.table(table.get_add_actions(flatten=True))
+    times = dict(zip(actions["path"].to_pylist(), actions["modification_time"].to_pylist(), strict=True))
+    committed = {unquote(path): time for path, time in times.items()}
+    # deltalake lists the newest commit first.
+    fragments = sorted(reversed(list(dataset.get_fragments())), key=lambda fragment: committed[fragment.path])
+    return ds.FileSystemDataset(fragments, dataset.schema, dataset.format, dataset.filesystem)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type), kind.list_size)
+    return kind
+
+
+def _family(kind: pa.DataType) -> str:
+    kind = _plain(kind)
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_timestamp)
+    found = next((test.__name__ for test in tests if test(kind)), str(kind))
+    return found.removeprefix("large_")

@@ -1,0 +1,417 @@
+"""The files behind the offline store: schemas, pulls, appends, saved data sets, logs, and files that are missing."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from feast import FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource
+from feast.data_format import DeltaFormat
+from feast.errors import SavedDatasetLocationAlreadyExists
+from feast.feature_logging import LoggingConfig, LoggingDestination
+from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
+from feast.types import Array, Float64, Int64, String
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liber_feast.errors import ConfigError, StoreNotReady
+from liber_feast.offline_read import feast_types, locate, open_snapshot
+from liber_feast.offline_store import LiberOfflineStore
+from tests.offline_repo import delta, entity_frame, open_store, parquet, rows_of, second, times, user, write_parquet
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(Saving dataset|Retrieving datasets) is an experimental feature:RuntimeWarning"
+)
+
+AGES = {"user_id": ["a", "b"], "event_timestamp": times([1, 2]), "age": pa.array([30, 40], pa.int64())}
+STORE = LiberOfflineStore()
+
+
+def view_on(source: FileSource, *, name: str = "ages", **options: Any) -> FeatureView:
+    return FeatureView(name=name, entities=[user], ttl=timedelta(0), source=source, **options)
+
+
+@pytest.fixture(params=["parquet", "delta"])
+def ages(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
+    """A repo with one view over `data/ages`, whose features Feast infers."""
+    if request.param == "parquet":
+        write_parquet(tmp_path / "data/ages.parquet", AGES)
+        source = parquet("data/ages.parquet")
+    else:
+        write_deltalake(tmp_path / "data/ages", pa.table(AGES))
+        source = delta("data/ages")
+    store = open_store(tmp_path)
+    store.apply([user, source, view_on(source)])
+    return store
+
+
+def ages_at(store: FeatureStore, users: list[str], at: int = 9) -> list[int | None]:
+    return [row["age"] for row in rows_of(store, entity_frame(users, [at] * len(users)), ["ages:age"])]
+
+
+def test_paths_are_relative_to_the_repo_and_features_inferred(ages: FeatureStore) -> None:
+    assert [(field.name, field.dtype) for field in ages.get_feature_view("ages").features] == [("age", Int64)]
+    assert ages_at(ages, ["b", "a", "c"]) == [40, 30, None]
+
+
+def test_feast_understands_the_types_of_every_column(tmp_path: Path) -> None:
+    columns = {
+        "item_id": pa.array(["i"]),
+        "event_timestamp": times([0]),
+        "categories": pa.array([["x", "y"]], pa.list_(pa.string())),
+        "vector": pa.array([[1.0]], pa.list_(pa.float32())),
+        "nested": pa.array([[[1.0]]], pa.list_(pa.list_(pa.float64()))),
+        "price": pa.array([1.5]),
+        "flag": pa.array([True]),
+    }
+    write_deltalake(tmp_path / "items", pa.table(columns))
+    source = delta("items")
+    store = open_store(tmp_path)
+    found = dict(STORE.get_table_column_names_and_types_from_data_source(store.config, source))
+    assert found["categories"] == "list<item: string>"
+    assert found["nested"] == "list<item: list<item: double>>"
+    understood = {name: source.source_datatype_to_feast_value_type()(kind).name for name, kind in found.items()}
+    assert understood == {
+        "item_id": "STRING",
+        "event_timestamp": "UNIX_TIMESTAMP",
+        "categories": "STRING_LIST",
+        "vector": "FLOAT_LIST",
+        "nested": "VALUE_LIST",
+        "price": "DOUBLE",
+        "flag": "BOOL",
+    }
+
+
+def test_texts_in_a_dictionary_are_texts(tmp_path: Path) -> None:
+    write_parquet(
+        tmp_path / "a.parquet",
+        {"user_id": pa.array(["a", "b"]).dictionary_encode(), **{k: AGES[k] for k in ("event_timestamp", "age")}},
+    )
+    source = parquet("a.parquet")
+    store = open_store(tmp_path)
+    assert ("user_id", "string") in STORE.get_table_column_names_and_types_from_data_source(store.config, source)
+    store.apply([user, view_on(source, schema=[Field(name="age", dtype=Int64)])])
+    assert ages_at(store, ["b", "a"]) == [40, 30]
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b"]) | st.none(), st.integers(0, 5), st.integers(0, 2) | st.none(), st.integers(0, 9)
+    ),
+    max_size=12,
+)
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return open_store(tmp_path_factory.mktemp("pull"))
+
+
+@settings(max_examples=50)
+@given(rows=ROWS, low=st.integers(0, 5), high=st.integers(0, 5), unit=st.sampled_from(["s", "ns"]), keyed=st.booleans())
+def test_a_pull_reads_the_window_both_ends_included(
+    shared_store: FeatureStore,
+    rows: list[tuple[str | None, int, int | None, int]],
+    low: int,
+    high: int,
+    unit: str,
+    keyed: bool,
+) -> None:
+    write_parquet(
+        shared_store.config.repo_path / "pull.parquet",
+        {
+            "user_id": pa.array([row[0] for row in rows], pa.string()),
+            "at": times([row[1] for row in rows], pa.timestamp(unit)),
+            "made": times([row[2] for row in rows], pa.timestamp(unit)),
+            "age": pa.array([row[3] for row in rows], pa.int64()),
+        },
+    )
+    keys = ["user_id"] if keyed else []
+    asked = (shared_store.config, parquet("pull.parquet"), keys, ["age"], "at", "made", second(low), second(high))
+    inside = [(place, row) for place, row in enumerate(rows) if low <= row[1] <= high]
+    pulled = STORE.pull_all_from_table_or_query(*asked).to_arrow()
+    assert pulled.column("age").to_pylist() == [row[3] for _, row in inside]
+    assert pulled.column_names == [*keys, "age", "at", "made", *([] if keyed else ["__dummy_id"])]
+    assert pulled.schema.field("at").type.tz == "UTC"
+    best: dict[str | None, tuple[tuple[int, int, int], int]] = {}
+    for place, (key, at, made, age) in inside:
+        rank = (at, -1 if made is None else made, place)
+        best[key if keyed else None] = max(best.get(key if keyed else None, ((-1, -1, -1), -1)), (rank, age))
+    newest = STORE.pull_latest_from_table_or_query(*asked).to_arrow()
+    assert newest.column("age").to_pylist() == [age for _, age in best.values()]
+
+
+def test_a_pull_without_features_or_dates_reads_every_column(ages: FeatureStore) -> None:
+    source = ages.get_feature_view("ages").batch_source
+    found = STORE.pull_all_from_table_or_query(ages.config, source, ["user_id"], [], "event_timestamp").to_df()
+    assert found.to_dict("list") == {"user_id": ["a", "b"], "event_timestamp": [second(1), second(2)], "age": [30, 40]}
+
+
+def test_written_rows_come_after_those_that_were_there(ages: FeatureStore) -> None:
+    frame = pd.DataFrame({"age": [41, 50], "event_timestamp": [second(2), second(3)], "user_id": ["b", "c"]})
+    ages.write_to_offline_store("ages", frame)
+    assert ages_at(ages, ["a", "b", "c"]) == [30, 41, 50]
+    written: list[int] = []
+    table = pa.table({"user_id": ["b"], "event_timestamp": times([2], pa.timestamp("ns")), "age": [42]})
+    STORE.offline_write_batch(ages.config, ages.get_feature_view("ages"), table, written.append)
+    assert (ages_at(ages, ["b"]), written) == ([42], [1])
+
+
+def test_of_delta_commits_the_later_one_wins_a_tie(tmp_path: Path) -> None:
+    for age in range(6):
+        table = pa.table({"user_id": ["a"], "event_timestamp": times([1]), "age": [age]})
+        write_deltalake(tmp_path / "ages", table, mode="append")
+    store = open_store(tmp_path)
+    store.apply([user, view_on(delta("ages"))])
+    assert ages_at(store, ["a"]) == [5]
+    DeltaTable(tmp_path / "ages").create_checkpoint()
+    assert ages_at(store, ["a"]) == [5]
+
+
+def test_partitioned_delta_tables_are_read_whole(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "ages", pa.table({**AGES, "part": ["x y", "ä=1"]}), partition_by=["part"])
+    store = open_store(tmp_path)
+    store.apply([user, view_on(delta("ages"))])
+    assert ages_at(store, ["a", "b"]) == [30, 40]
+
+
+def test_a_snapshot_does_not_see_what_is_written_after_it_was_opened(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "ages", pa.table(AGES))
+    snapshot = open_snapshot(locate(delta("ages"), config=open_store(tmp_path).config))
+    write_deltalake(tmp_path / "ages", pa.table(AGES), mode="append")
+    write_deltalake(tmp_path / "ages", pa.table({**AGES, "age": [1, 2]}), mode="overwrite")
+    assert snapshot.read(["age"]).column("age").to_pylist() == [30, 40]
+
+
+def test_a_folder_or_a_pattern_of_parquet_files_is_one_source(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "ages/1.parquet", AGES)
+    store = open_store(tmp_path)
+    folder = view_on(parquet("ages"))
+    store.apply([user, folder, view_on(parquet("ages/*.parquet"), name="pattern")])
+    STORE.offline_write_batch(
+        store.config, folder, pa.table({**AGES, "event_timestamp": times([3, 3]), "age": [31, 41]}), None
+    )
+    assert ages_at(store, ["a", "b"]) == [31, 41]
+    found = rows_of(store, entity_frame(["a"], [9]), ["pattern:age"])
+    assert found[0]["age"] == 31
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"user_id": ["c"], "age": [1]}, "missing event_timestamp, unknown none"),
+        ({**AGES, "size": [1, 2]}, "missing none, unknown size"),
+        ({**AGES, "age": ["old", "older"]}, "column 'age' to write has type string; it does not fit int64"),
+    ],
+    ids=["missing", "unknown", "type"],
+)
+def test_rows_that_do_not_fit_are_refused_and_nothing_is_written(
+    ages: FeatureStore, columns: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        STORE.offline_write_batch(ages.config, ages.get_feature_view("ages"), pa.table(columns), None)
+    assert ages_at(ages, ["a", "b", "c"]) == [30, 40, None]
+
+
+@pytest.mark.parametrize("path", ["saved.parquet", "saved", "saved_delta"])
+def test_a_saved_data_set_holds_the_result(ages: FeatureStore, path: str) -> None:
+    file_format = {"file_format": DeltaFormat()} if path == "saved_delta" else {}
+    storage = SavedDatasetFileStorage(path=path, **file_format)
+    job = ages.get_historical_features(entity_frame(["b", "a"], [9, 8]), ["ages:age"])
+    saved = ages.create_saved_dataset(job, name="first", storage=storage)
+    assert sorted(saved.to_df()["age"]) == [30, 40]
+    assert (Path(ages.config.repo_path) / path).exists()
+    with pytest.raises(SavedDatasetLocationAlreadyExists):
+        job.persist(storage)
+    smaller = ages.get_historical_features(entity_frame(["b"], [9]), ["ages:age"])
+    smaller.persist(storage, allow_overwrite=True)
+    assert ages.get_saved_dataset("first").to_df()["age"].tolist() == [40]
+
+
+@pytest.mark.parametrize("partition_by", [None, ["region"]], ids=["flat", "partitioned"])
+def test_logged_features_are_added_file_by_file(tmp_path: Path, partition_by: list[str] | None) -> None:
+    store = open_store(tmp_path)
+    service = FeatureService(
+        name="served",
+        features=[],
+        logging_config=LoggingConfig(destination=FileLoggingDestination(path="logs", partition_by=partition_by)),
+    )
+    config = service.logging_config
+    logs = pa.table({"score": [1.0], "region": ["north"]})
+    pq.write_table(logs, tmp_path / "one.parquet")
+    for data in (logs, tmp_path / "one.parquet"):
+        STORE.write_logged_features(store.config, data, None, config, None)
+    assert ds.dataset(tmp_path / "logs", partitioning="hive").to_table().column("score").to_pylist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("tags", "remedy"),
+    [
+        ({}, "liber load DATA"),
+        ({"liber.stage": "behaviors"}, "liber load DATA"),
+        ({"liber.stage": "summary"}, "feast materialize START END"),
+    ],
+    ids=["plain", "behaviors", "published"],
+)
+@pytest.mark.parametrize("kind", ["parquet", "delta"])
+def test_a_missing_file_is_named_with_its_view_and_what_to_run(
+    tmp_path: Path, tags: dict[str, str], remedy: str, kind: str
+) -> None:
+    source = parquet("gone.parquet") if kind == "parquet" else delta("gone")
+    store = open_store(tmp_path)
+    store.apply([user, view_on(source, schema=[Field(name="age", dtype=Int64)], tags=tags)])
+    with pytest.raises(StoreNotReady, match=remedy) as caught:
+        ages_at(store, ["a"])
+    message = caught.value.message
+    assert "feature view 'ages'" in message and str(tmp_path / "gone") in message and "\n" not in message
+    STORE.validate_data_source(store.config, source)
+
+
+def test_a_file_that_vanishes_meanwhile_is_reported_as_missing(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "ages.parquet", AGES)
+    snapshot = open_snapshot(locate(parquet("ages.parquet"), config=open_store(tmp_path).config))
+    (tmp_path / "ages.parquet").unlink()
+    with pytest.raises(StoreNotReady, match="there is no Parquet file"):
+        snapshot.read(["age"])
+
+
+def test_a_column_whose_type_changed_between_files_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "ages/1.parquet", AGES)
+    write_parquet(tmp_path / "ages/2.parquet", {**AGES, "age": ["31", "41"]})
+    store = open_store(tmp_path)
+    store.apply([user, view_on(parquet("ages"), schema=[Field(name="age", dtype=Int64)])])
+    with pytest.raises(ConfigError, match=r"'ages': column 'age' has type string in .*2\.parquet but int64"):
+        ages_at(store, ["a"])
+
+
+def test_wider_integers_and_other_time_units_between_files_are_read(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "ages/1.parquet", AGES)
+    write_parquet(
+        tmp_path / "ages/2.parquet",
+        {
+            "user_id": ["c"],
+            "event_timestamp": times([3], pa.timestamp("ms", tz="UTC")),
+            "age": pa.array([7], pa.int32()),
+        },
+    )
+    store = open_store(tmp_path)
+    store.apply([user, view_on(parquet("ages"), schema=[Field(name="age", dtype=Int64)])])
+    assert ages_at(store, ["a", "c"]) == [30, 7]
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ages.parquet").write_bytes(b"not parquet")
+    store = open_store(tmp_path)
+    store.apply([user, view_on(parquet("ages.parquet"), schema=[Field(name="age", dtype=Int64)])])
+    with pytest.raises(ConfigError, match=r"feature view 'ages': .*ages\.parquet cannot be read"):
+        ages_at(store, ["a"])
+
+
+def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "ages.parquet", AGES)
+    store = open_store(tmp_path)
+    store.apply([user, view_on(parquet("ages.parquet"), schema=[Field(name="size", dtype=Float64)])])
+    with pytest.raises(ConfigError, match="feature view 'ages': column 'size' is missing.*found user_id"):
+        rows_of(store, entity_frame(["a"], [9]), ["ages:size"])
+
+
+def test_a_source_without_its_timestamp_is_refused_at_apply(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "ages.parquet", {"user_id": ["a"], "age": [1]})
+    with pytest.raises(ConfigError, match="column 'event_timestamp' is missing"):
+        STORE.validate_data_source(open_store(tmp_path).config, parquet("ages.parquet"))
+
+
+def test_a_timestamp_of_another_type_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "ages.parquet", {**AGES, "event_timestamp": ["2024", "2025"]})
+    store = open_store(tmp_path)
+    store.apply([user, view_on(parquet("ages.parquet"), schema=[Field(name="age", dtype=Int64)])])
+    with pytest.raises(ConfigError, match="feature view 'ages': column 'event_timestamp' has type string"):
+        ages_at(store, ["a"])
+
+
+def test_other_kinds_of_source_are_refused(tmp_path: Path) -> None:
+    source = PushSource(name="push", batch_source=parquet("ages.parquet"))
+    with pytest.raises(ConfigError, match="'push': its batch source is PushSource; the store reads FileSource"):
+        STORE.validate_data_source(open_store(tmp_path).config, source)
+
+
+def test_lists_of_texts_and_of_lists_are_features(tmp_path: Path) -> None:
+    categories = pa.array([["x"], None, []], pa.list_(pa.string()))
+    nested = pa.array([[[1]], [[2], []], None], pa.list_(pa.list_(pa.int64())))
+    columns = {
+        "user_id": ["a", "b", "c"],
+        "event_timestamp": times([0] * 3),
+        "categories": categories,
+        "nested": nested,
+    }
+    write_deltalake(tmp_path / "lists", pa.table(columns))
+    schema = [Field(name="categories", dtype=Array(String)), Field(name="nested", dtype=Array(Array(Int64)))]
+    store = open_store(tmp_path)
+    store.apply([user, view_on(delta("lists"), name="lists", schema=schema)])
+    found = rows_of(store, entity_frame(["c", "b", "a", "d"], [1] * 4), ["lists:categories", "lists:nested"])
+    assert [row["categories"] for row in found] == [[], None, ["x"], None]
+    assert [row["nested"] for row in found] == [None, [[2], []], [[1]], None]
+
+
+def test_materializing_through_feasts_local_engine_reads_the_latest_rows(ages: FeatureStore) -> None:
+    ages.write_to_offline_store("ages", pd.DataFrame({"age": [31], "event_timestamp": [second(5)], "user_id": ["a"]}))
+    ages.materialize(second(0), second(9))
+    online = ages.get_online_features(["ages:age"], [{"user_id": "a"}, {"user_id": "b"}]).to_dict()
+    assert online["age"] == [31, 40]
+
+
+def test_an_object_stores_endpoint_reaches_deltalake(tmp_path: Path) -> None:
+    source = delta("s3://bucket/ages", s3_endpoint_override="http://localhost:9000")
+    location = locate(source, config=open_store(tmp_path).config)
+    assert (location.path, location.storage_options) == (
+        "s3://bucket/ages",
+        {"AWS_ENDPOINT_URL": "http://localhost:9000"},
+    )
+
+
+def test_a_pattern_that_matches_no_file_is_a_missing_source(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotReady, match="no Parquet file at"):
+        open_snapshot(locate(parquet("ages/*.parquet"), config=open_store(tmp_path).config))
+
+
+def test_a_damaged_delta_log_is_named(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "ages", pa.table(AGES))
+    next((tmp_path / "ages/_delta_log").glob("*.json")).write_text("not json")
+    with pytest.raises(ConfigError, match="data source 'ages': .*ages cannot be read"):
+        open_snapshot(locate(delta("ages"), config=open_store(tmp_path).config))
+
+
+def test_vectors_of_a_fixed_width_and_views_on_texts_have_feasts_types(tmp_path: Path) -> None:
+    columns = {
+        "vector": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)),
+        "text": pa.array(["a"], pa.string_view()),
+    }
+    assert dict(feast_types(pa.table(columns).schema)) == {
+        "vector": "fixed_size_list<item: float>[2]",
+        "text": "string",
+    }
+
+
+class Elsewhere(LoggingDestination):
+    """A destination of another store."""
+
+    def to_data_source(self) -> FileSource:
+        return parquet("elsewhere")
+
+    def to_proto(self) -> None:
+        return None
+
+    @classmethod
+    def from_proto(cls, config_proto: object) -> "Elsewhere":
+        return cls()
+
+
+def test_logs_go_to_files_alone(tmp_path: Path) -> None:
+    logs, store = pa.table({"score": [1.0]}), open_store(tmp_path)
+    with pytest.raises(ConfigError, match="the destination is Elsewhere; use FileLoggingDestination"):
+        STORE.write_logged_features(store.config, logs, None, LoggingConfig(destination=Elsewhere()), None)

@@ -1,0 +1,400 @@
+"""Views computed as-of from the raw behaviors and from one stored vector per partition."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from feast import BatchFeatureView, FeatureStore, FeatureView, Field
+from feast.types import Array, Float32, Float64, Int64, String
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liber_feast.behavior import behavior_ids
+from liber_feast.errors import ConfigError, InvalidBehaviors
+from liber_feast.offline_join import StageLimits
+from liber_feast.offline_store import stage_limits
+from tests.offline_repo import (
+    MICROSECONDS,
+    entity_frame,
+    open_store,
+    parquet,
+    rows_of,
+    second,
+    times,
+    user,
+    write_parquet,
+)
+
+LENGTH, MEMORY, WIDTH = 3, 2, 2
+ENGINE = {"type": "liber_feast.engine.LiberComputeEngine", "sequence": {"length": LENGTH}, "memory_window": MEMORY}
+SEQUENCE = [f"behavior_sequence:{name}" for name in ("item_ids", "ratings", "times", "behavior_count")]
+VECTORS = [f"long_term_memory:{name}" for name in ("vectors", "partition_count", "encoder_version")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rated:
+    user_id: str
+    item_id: str
+    rating: float
+    time: int
+    behavior_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    user_id: str
+    index: int
+    value: float
+    version: str
+    time: int
+    created: int
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.fixture(scope="module")
+def store(repo: Path) -> FeatureStore:
+    store = open_store(repo, batch_engine=ENGINE)
+    log = parquet("behaviors.parquet", name="log")
+    table = parquet("vectors.parquet", name="vectors", created_timestamp_column="created_timestamp")
+    behaviors = FeatureView(
+        name="behaviors",
+        entities=[user],
+        ttl=timedelta(0),
+        schema=[Field(name="item_id", dtype=String), Field(name="rating", dtype=Float64)],
+        source=log,
+        tags={"liber.stage": "behaviors"},
+    )
+    sequence = BatchFeatureView(
+        name="behavior_sequence",
+        entities=[user],
+        ttl=timedelta(0),
+        schema=[
+            Field(name="item_ids", dtype=Array(String)),
+            Field(name="ratings", dtype=Array(Float64)),
+            Field(name="times", dtype=Array(Int64)),
+            Field(name="behavior_count", dtype=Int64),
+        ],
+        source=[behaviors],
+        sink_source=log,
+        tags={"liber.stage": "sequence"},
+    )
+    memories = [
+        BatchFeatureView(
+            name=name,
+            entities=[user],
+            ttl=timedelta(seconds=ttl),
+            schema=[
+                Field(name="vectors", dtype=Array(Float32)),
+                Field(name="partition_count", dtype=Int64),
+                Field(name="encoder_version", dtype=String),
+            ],
+            source=[behaviors],
+            sink_source=table,
+            tags={"liber.stage": "vector"},
+        )
+        for name, ttl in (("long_term_memory", 0), ("fresh_memory", 2))
+    ]
+    wrong = BatchFeatureView(
+        name="wrong",
+        entities=[user],
+        ttl=timedelta(0),
+        schema=[Field(name="prices", dtype=Array(Float64))],
+        source=[behaviors],
+        sink_source=log,
+        tags={"liber.stage": "sequence"},
+    )
+    store.apply([user, behaviors, sequence, *memories, wrong])
+    return store
+
+
+def write_behaviors(repo: Path, rows: list[Rated], *, kind: pa.DataType = MICROSECONDS, ids: bool = True) -> None:
+    columns: dict[str, Any] = {
+        "user_id": pa.array([row.user_id for row in rows], pa.string()),
+        "item_id": pa.array([row.item_id for row in rows], pa.string()),
+        "rating": pa.array([row.rating for row in rows], pa.float64()),
+        "event_timestamp": times([row.time for row in rows], kind),
+    }
+    if ids:
+        columns["behavior_id"] = pa.array([row.behavior_id for row in rows], pa.string())
+    write_parquet(repo / "behaviors.parquet", columns)
+
+
+def write_vectors(repo: Path, rows: list[Encoded]) -> None:
+    write_parquet(
+        repo / "vectors.parquet",
+        {
+            "user_id": pa.array([row.user_id for row in rows], pa.string()),
+            "partition_index": pa.array([row.index for row in rows], pa.int64()),
+            "vector": pa.array([[row.value] * WIDTH for row in rows], pa.list_(pa.float32())),
+            "encoder_version": pa.array([row.version for row in rows], pa.string()),
+            "event_timestamp": times([row.time for row in rows]),
+            "created_timestamp": times([row.created for row in rows]),
+        },
+    )
+
+
+def micros(time: int) -> int:
+    return round(second(time).timestamp() * 1_000_000)
+
+
+def sequence_before(rows: list[Rated], key: str, time: int) -> dict[str, Any]:
+    """The rule, row by row."""
+    earlier: dict[str, Rated] = {}
+    for row in sorted(rows, key=lambda row: (row.time, row.behavior_id)):
+        if row.user_id == key and row.time < time:
+            earlier.setdefault(row.behavior_id, row)
+    last = list(earlier.values())[-LENGTH:]
+    if not last:
+        return dict.fromkeys(("item_ids", "ratings", "times", "behavior_count"))
+    return {
+        "item_ids": [row.item_id for row in last],
+        "ratings": [row.rating for row in last],
+        "times": [micros(row.time) for row in last],
+        "behavior_count": len(earlier),
+    }
+
+
+def memory_at(rows: list[Encoded], key: str, time: int, *, cut: bool, ttl: int = 0) -> dict[str, Any]:
+    """The rule, row by row."""
+    nothing = dict.fromkeys(("vectors", "partition_count", "encoder_version"))
+    visible = [row for row in rows if row.user_id == key and row.time <= time and (not cut or row.created <= time)]
+    if not visible:
+        return nothing
+    newest = max(enumerate(visible), key=lambda pair: (pair[1].created, pair[0]))[1]
+    by_index: dict[int, Encoded] = {}
+    for row in sorted(visible, key=lambda row: row.created):
+        if row.version == newest.version:
+            by_index[row.index] = row
+    last = [by_index[index] for index in sorted(by_index)][-MEMORY:]
+    if ttl and last[-1].time < time - ttl:
+        return nothing
+    return {
+        "vectors": [row.value for row in last for _ in range(WIDTH)],
+        "partition_count": len(last),
+        "encoder_version": newest.version,
+    }
+
+
+USERS = st.sampled_from(["a", "b"])
+SECONDS = st.integers(0, 6)
+BEHAVIORS = st.lists(
+    st.builds(
+        Rated,
+        user_id=USERS,
+        item_id=st.sampled_from(["i", "j", "k"]),
+        rating=st.sampled_from([1.0, 4.5]),
+        time=SECONDS,
+        behavior_id=st.sampled_from("0123456789"),
+    ),
+    max_size=14,
+)
+ENCODED = st.lists(
+    st.builds(
+        Encoded,
+        user_id=USERS,
+        index=st.integers(0, 3),
+        value=st.integers(0, 9).map(float),
+        version=st.sampled_from(["v1", "v2"]),
+        time=SECONDS,
+        created=SECONDS,
+    ),
+    max_size=12,
+)
+FRAMES = st.lists(st.tuples(USERS | st.just("unknown"), st.integers(-1, 8)), max_size=8)
+
+
+def frame_of(pairs: list[tuple[str, int]], *, unit: str = "ns") -> pd.DataFrame:
+    frame = entity_frame([key for key, _ in pairs], [time for _, time in pairs])
+    frame["event_timestamp"] = frame["event_timestamp"].astype(f"datetime64[{unit}, UTC]")
+    return frame
+
+
+@settings(max_examples=60)
+@given(rows=BEHAVIORS, pairs=FRAMES, unit=st.sampled_from(["s", "us", "ns"]))
+def test_a_sequence_is_the_last_behaviors_strictly_before_the_sample(
+    store: FeatureStore, repo: Path, rows: list[Rated], pairs: list[tuple[str, int]], unit: str
+) -> None:
+    write_behaviors(repo, rows, kind=pa.timestamp(unit, tz="UTC"))
+    found = rows_of(store, frame_of(pairs), SEQUENCE)
+    for row, (key, time) in zip(found, pairs, strict=True):
+        assert {name: row[name] for name in ("item_ids", "ratings", "times", "behavior_count")} == sequence_before(
+            rows, key, time
+        )
+
+
+@settings(max_examples=40)
+@given(rows=BEHAVIORS, pairs=FRAMES)
+def test_behaviors_without_ids_are_told_apart_by_the_hash_of_user_item_and_time(
+    store: FeatureStore, repo: Path, rows: list[Rated], pairs: list[tuple[str, int]]
+) -> None:
+    write_behaviors(repo, rows, ids=False)
+    ids = behavior_ids(
+        pa.array([row.user_id for row in rows], pa.string()),
+        pa.array([row.item_id for row in rows], pa.string()),
+        times([row.time for row in rows]),
+    ).to_pylist()
+    hashed = [
+        Rated(user_id=row.user_id, item_id=row.item_id, rating=row.rating, time=row.time, behavior_id=found)
+        for row, found in zip(rows, ids, strict=True)
+    ]
+    found = rows_of(store, frame_of(pairs), SEQUENCE)
+    for row, (key, time) in zip(found, pairs, strict=True):
+        expected = sequence_before(hashed, key, time)
+        assert (row["item_ids"], row["ratings"], row["behavior_count"]) == (
+            expected["item_ids"],
+            expected["ratings"],
+            expected["behavior_count"],
+        )
+
+
+@settings(max_examples=40)
+@given(rows=BEHAVIORS, late=BEHAVIORS, pairs=FRAMES)
+def test_nothing_at_or_after_a_sample_changes_its_sequence(
+    store: FeatureStore, repo: Path, rows: list[Rated], late: list[Rated], pairs: list[tuple[str, int]]
+) -> None:
+    write_behaviors(repo, rows)
+    before = rows_of(store, frame_of(pairs), SEQUENCE)
+    first = min((time for _, time in pairs), default=0)
+    write_behaviors(repo, [*rows, *(row for row in late if row.time >= first)])
+    after = rows_of(store, frame_of(pairs), SEQUENCE)
+    changed = [pair for pair, old, new in zip(pairs, before, after, strict=True) if old != new]
+    assert all(time > first for _, time in changed)
+
+
+@settings(max_examples=60)
+@given(rows=ENCODED, pairs=FRAMES, cut=st.booleans())
+def test_a_memory_is_the_last_partitions_of_one_encoder_version_sealed_by_then(
+    store: FeatureStore, repo: Path, rows: list[Encoded], pairs: list[tuple[str, int]], cut: bool
+) -> None:
+    write_vectors(repo, rows)
+    features = [*VECTORS, *(ref.replace("long_term", "fresh") for ref in VECTORS)]
+    found = rows_of(store, frame_of(pairs), features, filter_by_created_timestamp=cut, full_feature_names=True)
+    for row, (key, time) in zip(found, pairs, strict=True):
+        for view, ttl in (("long_term_memory", 0), ("fresh_memory", 2)):
+            expected = memory_at(rows, key, time, cut=cut, ttl=ttl)
+            assert {name: row[f"{view}__{name}"] for name in expected} == expected
+
+
+@settings(max_examples=40)
+@given(rows=ENCODED, late=ENCODED, pairs=FRAMES, cut=st.booleans())
+def test_nothing_after_a_sample_changes_its_memory(
+    store: FeatureStore, repo: Path, rows: list[Encoded], late: list[Encoded], pairs: list[tuple[str, int]], cut: bool
+) -> None:
+    write_vectors(repo, rows)
+    before = rows_of(store, frame_of(pairs), VECTORS, filter_by_created_timestamp=cut)
+    last = max((time for _, time in pairs), default=0)
+    write_vectors(repo, [*rows, *(row for row in late if (row.created if cut else row.time) > last)])
+    assert rows_of(store, frame_of(pairs), VECTORS, filter_by_created_timestamp=cut) == before
+
+
+def test_a_partition_sealed_a_microsecond_after_a_sample_is_not_in_its_memory(store: FeatureStore, repo: Path) -> None:
+    sealed = second(5) + timedelta(microseconds=1)
+    write_parquet(
+        repo / "vectors.parquet",
+        {
+            "user_id": ["a"],
+            "partition_index": [0],
+            "vector": pa.array([[1.0, 2.0]], pa.list_(pa.float32())),
+            "encoder_version": ["v1"],
+            "event_timestamp": pa.array([sealed], pa.timestamp("us", tz="UTC")),
+            "created_timestamp": times([0]),
+        },
+    )
+    moments = pd.to_datetime([second(5), sealed - timedelta(microseconds=1), sealed], utc=True).as_unit("ns")
+    frame = pd.DataFrame({"user_id": ["a"] * 3, "event_timestamp": moments + pd.to_timedelta([0, 999, 0], unit="ns")})
+    assert [row["partition_count"] for row in rows_of(store, frame, VECTORS)] == [None, None, 1]
+
+
+def test_a_sample_a_nanosecond_after_a_behavior_sees_it(store: FeatureStore, repo: Path) -> None:
+    write_behaviors(repo, [Rated(user_id="a", item_id="i", rating=1.0, time=5, behavior_id="0")])
+    moments = pd.to_datetime([second(5)] * 3, utc=True).as_unit("ns") + pd.to_timedelta([-1, 0, 1], unit="ns")
+    frame = pd.DataFrame({"user_id": ["a"] * 3, "event_timestamp": moments})
+    assert [row["item_ids"] for row in rows_of(store, frame, SEQUENCE)] == [None, None, ["i"]]
+
+
+def test_without_a_frame_a_sequence_reaches_back_before_the_window(store: FeatureStore, repo: Path) -> None:
+    write_behaviors(
+        repo, [Rated(user_id="a", item_id=name, rating=1.0, time=at, behavior_id=name) for at, name in enumerate("ijk")]
+    )
+    found = rows_of(store, None, SEQUENCE, start_date=second(1), end_date=second(2))
+    assert [(row["event_timestamp"], row["item_ids"]) for row in found] == [(second(1), ["i"]), (second(2), ["i", "j"])]
+
+
+def test_vectors_of_several_widths_are_joined_as_they_are(store: FeatureStore, repo: Path) -> None:
+    write_parquet(
+        repo / "vectors.parquet",
+        {
+            "user_id": ["a", "a", "a"],
+            "partition_index": [0, 1, 2],
+            "vector": pa.array([[9.0], [1.0, 2.0], [3.0]], pa.list_(pa.float32())),
+            "encoder_version": ["v1"] * 3,
+            "event_timestamp": times([0, 1, 2]),
+            "created_timestamp": times([0, 1, 2]),
+        },
+    )
+    assert rows_of(store, frame_of([("a", 5)]), VECTORS)[0]["vectors"] == [1.0, 2.0, 3.0]
+
+
+def test_the_lists_are_of_the_declared_types(store: FeatureStore, repo: Path) -> None:
+    write_behaviors(repo, [])
+    write_vectors(repo, [])
+    table = store.get_historical_features(frame_of([("a", 1)]), [*SEQUENCE, *VECTORS]).to_arrow()
+    types = [str(table.schema.field(ref.split(":")[1]).type) for ref in (*SEQUENCE, *VECTORS)]
+    assert types == [
+        "list<item: string>",
+        "list<item: double>",
+        "list<item: int64>",
+        "int64",
+        "list<item: float>",
+        "int64",
+        "string",
+    ]
+
+
+def test_an_unknown_feature_of_a_computed_view_is_named(store: FeatureStore, repo: Path) -> None:
+    write_behaviors(repo, [])
+    with pytest.raises(ConfigError, match="'wrong'.*item_ids, .*there is no 'prices'"):
+        rows_of(store, frame_of([("a", 1)]), ["wrong:prices"])
+
+
+def test_null_behavior_ids_are_refused(store: FeatureStore, repo: Path) -> None:
+    columns = {"item_id": ["i"], "rating": [1.0], "behavior_id": pa.array([None], pa.string())}
+    write_parquet(repo / "behaviors.parquet", {"user_id": ["a"], "event_timestamp": times([0]), **columns})
+    with pytest.raises(InvalidBehaviors, match="'behavior_id' is null in 1 rows"):
+        rows_of(store, frame_of([("a", 1)]), SEQUENCE)
+
+
+@pytest.mark.parametrize("block", [{"sequence": {"length": 0}}, {"memory_window": "many"}], ids=["zero", "text"])
+def test_a_length_that_is_no_number_above_zero_is_refused(tmp_path: Path, block: dict[str, Any]) -> None:
+    config = open_store(tmp_path).config
+    config.batch_engine_config = {"type": ENGINE["type"], **block}
+    with pytest.raises(ConfigError, match="must be a whole number above 0"):
+        stage_limits(config)
+
+
+def test_without_an_engine_block_the_lengths_are_the_defaults(tmp_path: Path) -> None:
+    assert stage_limits(open_store(tmp_path).config) == StageLimits(sequence_length=50, memory_window=50)
+
+
+def test_long_histories_equal_the_rule(store: FeatureStore, repo: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        Rated(user_id=f"u{u}", item_id=f"i{i}", rating=1.0, time=int(at), behavior_id=f"{place:06d}")
+        for place, (u, i, at) in enumerate(draw.integers((0, 0, 0), (20, 50, 1_000), (3_000, 3)).tolist())
+    ]
+    write_behaviors(repo, rows)
+    pairs = [(f"u{u}", int(at)) for u, at in draw.integers((0, 0), (21, 1_001), (200, 2)).tolist()]
+    for row, (key, time) in zip(rows_of(store, frame_of(pairs), SEQUENCE), pairs, strict=True):
+        assert isinstance(row["event_timestamp"], datetime)
+        assert {name: row[name] for name in ("item_ids", "times", "behavior_count")} == {
+            name: value for name, value in sequence_before(rows, key, time).items() if name != "ratings"
+        }
