@@ -5,7 +5,16 @@ from datetime import timedelta
 from entities import item, user
 from feast import BatchFeatureView, FeatureView, Field
 from feast.types import Array, Float32, Float64, Int64, String
-from sources import behavior_log, behavior_push, fused_table, item_table, shift_table, summary_table, user_table, vector_table
+from sources import (
+    behavior_log,
+    behavior_push,
+    fused_table,
+    item_table,
+    shift_table,
+    summary_table,
+    user_table,
+    vector_table,
+)
 
 FOREVER = timedelta(0)
 

@@ -7,7 +7,10 @@ over all users, whatever their number: every missing summary, then every missing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+Progress: TypeAlias = Callable[[str, int, int | None], object]
+"""Called as work is done: the stage, how much of it is done now, how much there is in all (None: not known)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,20 +125,20 @@ class WaveCounts:
     shift_count: int
 
 
-def learn(learner: InterestLearner, memory: TextMemory, *, progress: Callable[[str, int], object]) -> WaveCounts:
+def learn(learner: InterestLearner, memory: TextMemory, *, progress: Progress) -> WaveCounts:
     """Run both waves: every missing summary, then every missing shift; each text is kept as it arrives.
 
-    `progress` is called with a wave's name and a number of texts. A second run makes no call.
+    A second run makes no call.
     """
     summary_count = shift_count = 0
     for summaries in memory.summary_requests():
         for position, learned in learner.summarize(summaries):
             memory.keep_summary(summaries[position], learned)
             summary_count += 1
-            progress("summaries", 1)
+            progress("summaries", 1, None)
     for shifts in memory.shift_requests():
         for position, learned in learner.learn_shifts(shifts):
             memory.keep_shift(shifts[position], learned)
             shift_count += 1
-            progress("shifts", 1)
+            progress("shifts", 1, None)
     return WaveCounts(summary_count=summary_count, shift_count=shift_count)

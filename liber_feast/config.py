@@ -1,0 +1,109 @@
+"""The engine block of feature_store.yaml, `batch_engine`, checked key by key.
+
+Every error is one line that names the key. Values only: live things are made from them in `engine.py`.
+"""
+
+import difflib
+from typing import Any, Literal
+
+from feast.repo_config import FeastConfigBaseModel
+from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from liber_feast.behavior import RatingScale
+from liber_feast.condition import Condition, condition_from
+from liber_feast.errors import ConfigError
+
+
+class _Block(FeastConfigBaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class BehaviorConfig(_Block):
+    """What a valid behavior is."""
+
+    scale: tuple[float, float] = (0.5, 5.0)
+    """Lowest and highest valid rating; a behavior outside refuses its whole table."""
+    like_above: float = 3.0
+    """A rating above this is a like, in texts and as the training label."""
+
+    def rating_scale(self) -> RatingScale:
+        """Return the two keys as one value."""
+        low, high = self.scale
+        return RatingScale(low=low, high=high, like_above=self.like_above)
+
+
+class InterestConfig(_Block):
+    """Who writes summaries and shifts, and from which prompt template."""
+
+    backend: Literal["extractive"] = "extractive"
+    prompt: str = "movielens"
+    """A bundled template (movielens, amazon_books, amazon_products, music) or the path of a TOML file."""
+
+
+class EncoderConfig(_Block):
+    """BERT and the width of its frozen PCA (equation 4)."""
+
+    model: str = "bundled"
+    """`bundled`, a hub id or a local path. Another model is another encoder version: vectors are made anew."""
+    width: PositiveInt = 32
+    """Floats per text; a partition's vector has twice as many. Fixed once the PCA is fitted."""
+
+
+class FusionConfig(_Block):
+    """How partition vectors become one vector (equations 5 and 6)."""
+
+    weights: str | None = None
+    """A folder of trained weights. Null: those last published by `liber fuse`, else the masked mean."""
+
+
+class SequenceConfig(_Block):
+    """The recent behaviors that `behavior_sequence` shows."""
+
+    length: PositiveInt = 50
+
+
+class LiberComputeEngineConfig(_Block):
+    """The engine block of feature_store.yaml."""
+
+    type: str = "liber_feast.engine.LiberComputeEngine"
+    memory: str = "sqlite:///data/memory.db"
+    """An SQLAlchemy URL; a relative SQLite path is relative to the feature repo."""
+    behavior: BehaviorConfig = Field(default_factory=BehaviorConfig)
+    partition: dict[str, Any] = Field(default_factory=lambda: {"condition": "count", "size": 20})
+    """When a cache becomes a partition; a new rule applies to what is not yet sealed."""
+    on_the_fly: Literal["inline"] = "inline"
+    """When a push fills a cache: the job runs before the push returns."""
+    interest: InterestConfig = Field(default_factory=InterestConfig)
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    fusion: FusionConfig = Field(default_factory=FusionConfig)
+    sequence: SequenceConfig = Field(default_factory=SequenceConfig)
+    memory_window: PositiveInt = 50
+    """M: how many of a user's newest partitions `long_term_memory` shows and the fusion sees."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_line(cls, values: Any, handler: Any) -> "LiberComputeEngineConfig":
+        try:
+            config: LiberComputeEngineConfig = handler(values)
+        except ValidationError as error:
+            raise ConfigError(_first_line(cls, error.errors()[0])) from error
+        config.condition()
+        return config
+
+    def condition(self) -> Condition:
+        """Return the partition condition (equation 1)."""
+        return condition_from(self.partition)
+
+
+def _first_line(block: type[FeastConfigBaseModel], error: ErrorDetails) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(["batch_engine", *path])
+    if error["type"] != "extra_forbidden":
+        return f"feature_store.yaml: {key}: {error['msg']}, found {error['input']!r}."
+    for part in path[:-1]:
+        inner = block.model_fields[part].annotation
+        block = inner if isinstance(inner, type) and issubclass(inner, FeastConfigBaseModel) else block
+    close = difflib.get_close_matches(path[-1], block.model_fields, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"feature_store.yaml: unknown key {key!r}; allowed: {', '.join(block.model_fields)}.{hint}"

@@ -1,0 +1,127 @@
+"""The encoder stage on the memory: every text that has no vector gets one; the PCA is fitted on the first texts.
+
+Identical texts are encoded once, in a run and across runs.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from liber_feast.errors import ConfigError
+from liber_feast.interest import Progress
+from liber_feast.memory import Memory
+from liber_feast.memory.texts import add_vectors, distinct_texts, known_vectors, texts_without_vector
+from liber_feast.pca import FrozenPca, TooFewTexts, fit_pca, load_pca
+
+if TYPE_CHECKING:
+    from liber_feast.encoder import BertEncoder
+
+TEXTS_PER_COMMIT = 512
+
+
+class Encoding:
+    """BERT and the frozen PCA of one feature repo.
+
+    Attributes:
+        missing_count: distinct texts that are still missing before the PCA can be fitted; 0 once it is.
+    """
+
+    def __init__(self, *, folder: Path, model: str, width: int) -> None:
+        self.folder, self.model, self.width = folder, model, width
+        self.missing_count = 0
+        self._bert: BertEncoder | None = None
+        self._pca: FrozenPca | None = None
+
+    def pca(self) -> FrozenPca | None:
+        """Return the frozen PCA, or None while it is not fitted.
+
+        Raises:
+            ConfigError: it was fitted for another model or width than configured.
+        """
+        if self._pca is None and (self.folder / "encoder.json").exists():
+            pca = load_pca(self.folder)
+            if (pca.model, pca.width) != (self.model, self.width):
+                raise ConfigError(
+                    f"batch_engine.encoder asks for model {self.model!r} and width {self.width}, but the PCA in"
+                    f" {self.folder} was fitted for {pca.model!r} and {pca.width}. Restore the keys, or move that"
+                    " folder away to encode all texts anew."
+                )
+            self._pca = pca
+        return self._pca
+
+    def bert(self) -> "BertEncoder":
+        """Return the model, opened once."""
+        if self._bert is None:
+            from liber_feast.encoder import open_bert  # noqa: PLC0415 (torch loads only where a text is encoded)
+
+            self._bert = open_bert(self.model)
+        return self._bert
+
+    def run(self, memory: Memory, *, progress: Progress) -> int:
+        """Encode every text of the memory that has no vector; return how many went through BERT.
+
+        While there are fewer distinct texts than the PCA is wide nothing is encoded and `missing_count` is set.
+        """
+        pca = self.pca()
+        if pca is None:
+            return self._fit(memory, progress)
+        self.missing_count = 0  # another process may have fitted it
+        with memory.reading() as connection:
+            waiting = texts_without_vector(connection, pca.version)
+            known = known_vectors(connection, list(waiting), encoder_version=pca.version)
+        ids = {key: text_ids for key, (_text, text_ids) in waiting.items()}
+        _keep(memory, known, ids=ids, pca=pca)
+        new = sorted((key for key in waiting if key not in known), key=lambda key: len(waiting[key][0]))
+        for start in range(0, len(new), TEXTS_PER_COMMIT):
+            some = new[start : start + TEXTS_PER_COMMIT]
+            vectors = pca.transform(
+                self._checked_bert(pca).encode([waiting[key][0] for key in some], progress=_of(progress, len(new)))
+            )
+            _keep(memory, _as_bytes(some, vectors), ids=ids, pca=pca)
+        return len(new)
+
+    def _fit(self, memory: Memory, progress: Progress) -> int:
+        with memory.reading() as connection:
+            every = distinct_texts(connection)
+        self.missing_count = max(0, self.width - len(every))
+        if self.missing_count:
+            return 0
+        bert = self.bert()
+        vectors = bert.encode(list(every.values()), progress=_of(progress, len(every)))
+        try:
+            pca = fit_pca(vectors, width=self.width, model=self.model, model_hash=bert.model_hash)
+        except TooFewTexts as error:  # texts that differ can still encode alike
+            self.missing_count = error.missing_count
+            return len(every)
+        with memory.writing():  # of two runs that fit at once, the PCA saved first stays
+            if self.pca() is None:
+                pca.save(self.folder)
+        pca = self.pca() or pca
+        with memory.reading() as connection:
+            waiting = texts_without_vector(connection, pca.version)
+        ids = {key: waiting[key][1] for key in every if key in waiting}
+        _keep(memory, _as_bytes(list(every), pca.transform(vectors)), ids=ids, pca=pca)
+        return len(every)
+
+    def _checked_bert(self, pca: FrozenPca) -> "BertEncoder":
+        from liber_feast.encoder import TextEncoder  # noqa: PLC0415
+
+        return TextEncoder(bert=self.bert(), pca=pca).bert
+
+
+def _of(progress: Progress, total: int) -> Callable[[int], object]:
+    return lambda count: progress("texts encoded", count, total)
+
+
+def _as_bytes(keys: list[str], vectors: npt.NDArray[np.float32]) -> dict[str, bytes]:
+    return {key: vector.astype("<f4").tobytes() for key, vector in zip(keys, vectors, strict=True)}
+
+
+def _keep(memory: Memory, vectors: Mapping[str, bytes], *, ids: Mapping[str, list[int]], pca: FrozenPca) -> None:
+    found = {text_id: vector for key, vector in vectors.items() for text_id in ids.get(key, ())}
+    if found:
+        with memory.writing() as connection:
+            add_vectors(connection, found, encoder_version=pca.version)

@@ -1,0 +1,130 @@
+"""Make the job of a feature repo from its configuration and registry."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from feast import FeatureStore, FeatureView, RepoConfig
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.registry.base_registry import BaseRegistry
+
+from liber_feast.catalog import FeastCatalog
+from liber_feast.config import LiberComputeEngineConfig
+from liber_feast.encoding import Encoding
+from liber_feast.errors import ConfigError, StoreNotReady
+from liber_feast.fuser import Fuser, open_fuser
+from liber_feast.interest import InterestLearner
+from liber_feast.llm.extractive import ExtractiveLearner
+from liber_feast.materialize import Job
+from liber_feast.memory import Memory
+from liber_feast.memory.store import FUSION_FOLDER
+from liber_feast.offline_read import locate
+from liber_feast.online import FeastOnlineSink
+from liber_feast.prompt import load_prompt
+from liber_feast.publish import VIEWS, DeltaSink
+from liber_feast.title_vectors import TitleVectors
+
+NEEDED_VIEWS = ("user_profile", "item_attributes", "behaviors", "behavior_sequence", *VIEWS.values())
+
+
+def repo_folder(config: RepoConfig) -> Path:
+    """Return the folder that relative paths of a feature repo are relative to."""
+    return Path(config.repo_path) if config.repo_path else Path.cwd()
+
+
+def open_registry(config: RepoConfig) -> BaseRegistry:
+    """Open the registry of a feature repo, from whatever working folder."""
+    return FeatureStore(repo_path=str(repo_folder(config)), config=config).registry
+
+
+def open_memory(config: RepoConfig) -> Memory:
+    """Open the memory of a feature repo, making it where there is none."""
+    return Memory.open(config.batch_engine.memory, base=repo_folder(config))
+
+
+def liber_views(registry: BaseRegistry, *, project: str) -> dict[str, FeatureView]:
+    """Return the views that the plugin reads and fills, by name.
+
+    Raises:
+        StoreNotReady: the registry lacks one.
+    """
+    every = registry.list_all_feature_views(project, allow_cache=True)
+    found = {view.name: view for view in every if isinstance(view, FeatureView)}
+    missing = [name for name in NEEDED_VIEWS if name not in found]
+    if missing:
+        raise StoreNotReady(
+            f"Feature view {missing[0]!r} is not in the registry of project {project!r}. Run `feast apply` in the"
+            " feature repo; if it was run, define the view (README, feature views)."
+        )
+    return {name: found[name] for name in NEEDED_VIEWS}
+
+
+def open_learner(config: LiberComputeEngineConfig, *, base: Path) -> InterestLearner:
+    """Return the backend that the interest block names."""
+    prompt = config.interest.prompt
+    return ExtractiveLearner(load_prompt(str(base / prompt) if prompt.endswith(".toml") else prompt))
+
+
+def open_encoding(config: RepoConfig) -> Encoding:
+    """Return the encoder stage of a feature repo; its PCA lies in `data/encoder`."""
+    block: LiberComputeEngineConfig = config.batch_engine
+    folder = repo_folder(config) / "data" / "encoder"
+    return Encoding(folder=folder, model=block.encoder.model, width=block.encoder.width)
+
+
+def active_fuser(config: RepoConfig, memory: Memory) -> Callable[[str | None], Fuser]:
+    """Return a function of the encoder version that gives the fusion in use.
+
+    That is the configured one, else the last that `liber fuse` brought, else the masked mean.
+    """
+    block: LiberComputeEngineConfig = config.batch_engine
+    base = repo_folder(config)
+    opened = cache(open_fuser)
+
+    def fuser(encoder_version: str | None) -> Fuser:
+        weights = block.fusion.weights or memory.setting(FUSION_FOLDER)
+        if weights is not None and not (base / weights).is_dir():
+            raise ConfigError(
+                f"The fusion weights {base / weights} are missing. Correct batch_engine.fusion.weights, or run"
+                " `liber fuse RUN` with a trained run."
+            )
+        width = 2 * block.encoder.width
+        return opened(None if weights is None else base / weights, width=width, encoder_version=encoder_version)
+
+    return fuser
+
+
+def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: OnlineStore) -> Job:
+    """Open everything a job needs; models are loaded when a text needs them.
+
+    Raises:
+        LiberError: a part of the configuration cannot be used, or the repo was never applied.
+    """
+    block: LiberComputeEngineConfig = config.batch_engine
+    views = liber_views(registry, project=config.project)
+    learner = open_learner(block, base=repo_folder(config))
+    encoding = open_encoding(config)
+    encoding.pca()  # says at once where it does not fit the configuration
+    catalog = FeastCatalog(items=views["item_attributes"], profiles=views["user_profile"], config=config)
+    memory = open_memory(config)
+    return Job(
+        memory=memory,
+        condition=block.condition(),
+        learner=learner,
+        catalog=catalog,
+        like_above=block.behavior.like_above,
+        encoding=encoding,
+        title_vectors=TitleVectors(encoding=encoding, catalog=catalog),
+        fuser=active_fuser(config, memory),
+        tables={stage: DeltaSink(path=_delta_path(views[view], config)) for stage, view in VIEWS.items()},
+        online=FeastOnlineSink(store=online_store, config=config, views=views),
+        memory_window=block.memory_window,
+        sequence_length=block.sequence.length,
+    )
+
+
+def _delta_path(view: FeatureView, config: RepoConfig) -> Path:
+    location = locate(view.batch_source, config=config, view=view)
+    if not location.is_delta:
+        raise ConfigError(f"{location.owner}: its sink_source must be a Delta table; set file_format=DeltaFormat().")
+    return Path(location.path)

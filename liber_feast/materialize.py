@@ -1,0 +1,168 @@
+"""The job: append behaviors, then drain what waits: texts, vectors, fused vectors, published.
+
+Every step commits what it did before the next begins, and looks in the memory for what is missing. So a second
+run does nothing, and a run after a crash does what was not yet committed.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from liber_feast.behavior import CheckedBehaviors, microseconds
+from liber_feast.encoding import Encoding
+from liber_feast.fuser import Fuser
+from liber_feast.interest import InterestLearner, Progress, learn
+from liber_feast.memory import Appended, Memory
+from liber_feast.memory.store import FUSION_ACTIVATION, FUSION_FOLDER
+from liber_feast.partition import Condition, DriftCondition
+from liber_feast.publish import DeltaSink, OnlineSink, Publisher
+from liber_feast.title_vectors import TitleVectors
+from liber_feast.waves import Catalog, MemoryWaves
+
+
+def utc_microseconds() -> int:
+    """Return the time of the clock, microseconds since 1970 UTC."""
+    return microseconds(datetime.now(UTC))
+
+
+@dataclass(kw_only=True, slots=True)
+class Report:
+    """What a run did: counts, and seconds by stage."""
+
+    behavior_count: int = 0
+    duplicate_count: int = 0
+    late_count: int = 0
+    sealed_count: int = 0
+    summary_count: int = 0
+    shift_count: int = 0
+    encoded_count: int = 0
+    missing_text_count: int = 0
+    """Texts that are still missing before the PCA can be fitted and vectors made; 0 once it is."""
+    published: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def facts(self) -> dict[str, Any]:
+        """Return the counts and seconds by name."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """Return the run in one line."""
+        waiting = (
+            f"; vectors wait: {self.missing_text_count} more texts are needed to fit the PCA"
+            if self.missing_text_count
+            else ""
+        )
+        return (
+            f"{self.behavior_count} behaviors ({self.duplicate_count} duplicates, {self.late_count} late),"
+            f" {self.sealed_count} partitions sealed, {self.summary_count} summaries, {self.shift_count} shifts,"
+            f" {self.encoded_count} texts encoded, {sum(self.published.values())} rows published,"
+            f" {sum(self.seconds.values()):.1f} s{waiting}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Everything the stages need, made once from the configuration.
+
+    `progress` is called with a stage's name and a number of texts or rows, as work is done.
+    """
+
+    memory: Memory
+    condition: Condition
+    learner: InterestLearner
+    catalog: Catalog
+    like_above: float
+    encoding: Encoding
+    title_vectors: TitleVectors
+    fuser: Callable[[str | None], Fuser]
+    """The fusion in use with vectors of an encoder version."""
+    tables: dict[str, DeltaSink]
+    online: OnlineSink
+    memory_window: int
+    sequence_length: int
+    clock: Callable[[], int] = utc_microseconds
+
+    def append(self, checked: CheckedBehaviors, report: Report) -> Appended:
+        """Append behaviors and seal what they fill, in one transaction."""
+        with report.timed("append"):
+            appended = self.memory.append(
+                checked.table,
+                condition=self.condition,
+                item_vectors=self.title_vectors if isinstance(self.condition, DriftCondition) else None,
+            )
+        report.behavior_count += appended.behavior_count
+        report.duplicate_count += appended.duplicate_count + checked.duplicate_count
+        report.late_count += appended.late_count
+        report.sealed_count += appended.sealed_count
+        return appended
+
+    def seal_idle(self, now: datetime, report: Report) -> None:
+        """Seal the caches that the condition calls idle at `now`."""
+        with report.timed("append"):
+            report.sealed_count += self.memory.seal_idle(now, condition=self.condition)
+
+    def drain(
+        self,
+        report: Report,
+        *,
+        user_keys: Sequence[int] | None = None,
+        progress: Progress = lambda _stage, _count, _total: None,
+    ) -> None:
+        """Make and publish every text and vector that is missing, of all users or of some."""
+        waves = MemoryWaves(
+            memory=self.memory,
+            catalog=self.catalog,
+            learner=self.learner,
+            like_above=self.like_above,
+            clock=self.clock,
+            user_keys=user_keys,
+        )
+        with report.timed("interest"):
+            counts = learn(self.learner, waves, progress=progress)
+        report.summary_count += counts.summary_count
+        report.shift_count += counts.shift_count
+        with report.timed("encode"):
+            was_fitted = self.encoding.pca() is not None
+            report.encoded_count += self.encoding.run(self.memory, progress=progress)
+            report.missing_text_count = self.encoding.missing_count
+        with report.timed("publish"):
+            # Once the PCA is fitted, the vectors of everybody's earlier texts are due.
+            published = self.publisher().publish(user_keys=user_keys if was_fitted else None)
+        for stage, count in published.items():
+            report.published[stage] = report.published.get(stage, 0) + count
+
+    def use_fusion(self, folder: str) -> None:
+        """Bring weights into use, by their folder relative to the feature repo; the next publishing writes all anew."""
+        if self.memory.setting(FUSION_FOLDER) != folder:
+            activation = int(self.memory.setting(FUSION_ACTIVATION) or 0) + 1
+            self.memory.keep_setting(FUSION_FOLDER, folder)
+            self.memory.keep_setting(FUSION_ACTIVATION, str(activation))
+
+    def publisher(self) -> Publisher:
+        """Return the publisher of this job's memory, with the fusion weights of this moment."""
+        pca = self.encoding.pca()
+        encoder_version = pca.version if pca else None
+        return Publisher(
+            memory=self.memory,
+            tables=self.tables,
+            online=self.online,
+            fuser=self.fuser(encoder_version),
+            activation=self.memory.setting(FUSION_ACTIVATION) or "0",
+            encoder_version=encoder_version,
+            vector_width=self.encoding.width,
+            memory_window=self.memory_window,
+            sequence_length=self.sequence_length,
+            clock=self.clock,
+        )

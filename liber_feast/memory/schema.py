@@ -1,0 +1,190 @@
+"""Tables of the memory and its numbered migrations.
+
+Times are integers, microseconds since 1970 UTC. Ids of users and items are kept as text; the setting
+`user_id_type` / `item_id_type` says what they were.
+"""
+
+import uuid
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from liber_feast.errors import MemoryFailure
+
+metadata = sa.MetaData()
+
+# SQLite numbers rows by itself only for a column of exactly the type INTEGER.
+_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+settings = sa.Table(
+    "settings",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("user_key", _KEY, primary_key=True, autoincrement=True),
+    sa.Column("user_id", sa.Text, nullable=False, unique=True),
+    sa.Column("partition_count", sa.Integer, nullable=False, default=0),
+    sa.Column("sealed_time", sa.BigInteger, comment="event time of the last sealed behavior in order"),
+    sa.Column("sealed_behavior_id", sa.Text, comment="and its id"),
+    sa.Column("seal_time", sa.BigInteger, comment="of the newest partition"),
+    sa.Column("late_count", sa.Integer, nullable=False, default=0),
+    sa.Column("duplicate_count", sa.Integer, nullable=False, default=0),
+    sa.Column("is_sequence_stale", sa.Boolean, nullable=False, default=True, comment="online row is older than this"),
+)
+
+behaviors = sa.Table(
+    "behaviors",
+    metadata,
+    sa.Column("user_key", sa.BigInteger, sa.ForeignKey("users.user_key"), primary_key=True),
+    sa.Column("behavior_id", sa.Text, primary_key=True),
+    sa.Column("item_id", sa.Text, nullable=False),
+    sa.Column("rating", sa.Double, nullable=False),
+    sa.Column("event_time", sa.BigInteger, nullable=False),
+    sa.Column(
+        "order_time", sa.BigInteger, nullable=False, comment="event time; for a late behavior its place in the cache"
+    ),
+    sa.Column("partition_index", sa.Integer, comment="null: in the short-term cache"),
+    sqlite_with_rowid=False,
+)
+sa.Index("behaviors_by_partition", behaviors.c.user_key, behaviors.c.partition_index)
+sa.Index("behaviors_by_time", behaviors.c.user_key, behaviors.c.event_time, behaviors.c.behavior_id)
+
+partitions = sa.Table(
+    "partitions",
+    metadata,
+    sa.Column("user_key", sa.BigInteger, sa.ForeignKey("users.user_key"), primary_key=True),
+    sa.Column("partition_index", sa.Integer, primary_key=True),
+    sa.Column("partition_hash", sa.Text, nullable=False),
+    sa.Column("behavior_count", sa.Integer, nullable=False),
+    sa.Column("first_time", sa.BigInteger, nullable=False),
+    sa.Column("last_time", sa.BigInteger, nullable=False),
+    sa.Column("seal_time", sa.BigInteger, nullable=False),
+    sa.Column("condition", sa.Text, nullable=False, comment="the rule that sealed it"),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("failure", sa.Text, comment="why its text could not be had; null: none"),
+    sa.Column("lease_owner", sa.Text),
+    sa.Column("lease_until", sa.BigInteger),
+)
+
+texts = sa.Table(
+    "texts",
+    metadata,
+    sa.Column("text_id", _KEY, primary_key=True, autoincrement=True),
+    sa.Column("user_key", sa.BigInteger, nullable=False),
+    sa.Column("partition_index", sa.Integer, nullable=False),
+    sa.Column("stage", sa.Text, nullable=False, comment="summary or shift"),
+    sa.Column("partition_hash", sa.Text, nullable=False),
+    sa.Column("prompt_version", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("previous_partition_index", sa.Integer, comment="of a shift"),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("text_hash", sa.Text, nullable=False, index=True),
+    sa.Column("input_tokens", sa.Integer, nullable=False),
+    sa.Column("output_tokens", sa.Integer, nullable=False),
+    sa.Column("cached_tokens", sa.Integer, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("created_time", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(["user_key", "partition_index"], ["partitions.user_key", "partitions.partition_index"]),
+    sa.UniqueConstraint("user_key", "partition_index", "stage", "partition_hash", "prompt_version", "model"),
+)
+
+text_vectors = sa.Table(
+    "text_vectors",
+    metadata,
+    sa.Column("text_id", sa.BigInteger, sa.ForeignKey("texts.text_id"), primary_key=True),
+    sa.Column("encoder_version", sa.Text, primary_key=True),
+    sa.Column("vector", sa.LargeBinary, nullable=False, comment="float32, little endian"),
+)
+
+publications = sa.Table(
+    "publications",
+    metadata,
+    sa.Column("publication_id", _KEY, primary_key=True, autoincrement=True),
+    sa.Column("stage", sa.Text, nullable=False),
+    sa.Column("created_time", sa.BigInteger, nullable=False),
+    sa.Column("done_time", sa.BigInteger, comment="null: begun, to be finished by whoever comes next"),
+)
+
+published = sa.Table(
+    "published",
+    metadata,
+    sa.Column("stage", sa.Text, primary_key=True),
+    sa.Column("version", sa.Text, primary_key=True),
+    sa.Column("user_key", sa.BigInteger, primary_key=True),
+    sa.Column("partition_index", sa.Integer, primary_key=True),
+    sa.Column(
+        "publication_id", sa.BigInteger, sa.ForeignKey("publications.publication_id"), nullable=False, index=True
+    ),
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("run_id", _KEY, primary_key=True, autoincrement=True),
+    sa.Column("finished_time", sa.BigInteger, nullable=False),
+    sa.Column("report", sa.Text, nullable=False, comment="JSON: counts and seconds by stage"),
+)
+
+
+_SQLITE_STATISTICS = {
+    "behaviors": "1000000 1000 1",
+    "behaviors_by_partition": "1000000 1000 20",
+    "behaviors_by_time": "1000000 1000 1 1",
+}
+"""Rows of a table, then rows per value of an index's first column, first two columns and so on.
+
+Without them SQLite finds a cache or a partition by going through all behaviors of its user.
+"""
+
+
+def _create_first_tables(connection: sa.Connection) -> None:
+    metadata.create_all(connection)
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("ANALYZE sqlite_schema")  # makes the table of statistics, the first time
+        for index, rows in _SQLITE_STATISTICS.items():
+            insert = "INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES ('behaviors', ?, ?)"
+            connection.exec_driver_sql(insert, (index, rows))
+        connection.exec_driver_sql("ANALYZE sqlite_schema")  # reads it again
+    connection.execute(settings.insert().values(name="memory_id", value=uuid.uuid4().hex))
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_first_tables,)
+"""Migration number N (from 1) brings a memory of version N-1 to version N. A released one is never edited."""
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Bring the database up to the newest version, in the caller's transaction.
+
+    Raises:
+        MemoryFailure: the database was written by a newer release, or is somebody else's.
+    """
+    tables = set(sa.inspect(connection).get_table_names()) & set(metadata.tables)
+    version = _version(connection) if settings.name in tables else 0
+    if tables and not version:
+        raise MemoryFailure(
+            f"{connection.engine.url!r} has tables of another program under our names ({', '.join(sorted(tables))})."
+            " Give the memory a database of its own."
+        )
+    if version > len(MIGRATIONS):
+        raise MemoryFailure(
+            f"{connection.engine.url!r} has schema version {version}; this release knows {len(MIGRATIONS)}."
+            " Install a newer liber-feast."
+        )
+    for step in MIGRATIONS[version:]:
+        step(connection)
+    if version < len(MIGRATIONS):
+        connection.execute(settings.delete().where(settings.c.name == "schema_version"))
+        connection.execute(settings.insert().values(name="schema_version", value=str(len(MIGRATIONS))))
+
+
+def _version(connection: sa.Connection) -> int:
+    """Return the schema version, or 0 where the settings are not ours."""
+    if not {"name", "value"} <= {column["name"] for column in sa.inspect(connection).get_columns(settings.name)}:
+        return 0
+    found = connection.scalar(sa.select(settings.c.value).where(settings.c.name == "schema_version")) or ""
+    return int(found) if found.isdecimal() else 0

@@ -1,0 +1,276 @@
+"""Rows of the feature views, made from the memory: one table a view, the same for Delta and online.
+
+Nothing here writes. The same memory gives the same rows, whoever asks and when: that is what lets a publication
+be repeated and a store be rebuilt.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import sqlalchemy as sa
+
+from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, RATING, TIMESTAMP, USER
+from liber_feast.fuser import Fuser
+from liber_feast.memory.schema import behaviors, partitions, settings, texts
+from liber_feast.memory.texts import (
+    SHIFT,
+    SUMMARY,
+    PartitionKey,
+    PartitionVector,
+    known_user_ids,
+    partition_vectors,
+    user_chunks,
+)
+
+VECTOR, FUSED = "vector", "fused"
+
+_TEXT_FIELDS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
+    SUMMARY: (
+        ("partition_index", pa.int64()),
+        ("summary", pa.string()),
+        ("behavior_count", pa.int64()),
+        ("first_time", pa.int64()),
+        ("last_time", pa.int64()),
+        ("prompt_version", pa.string()),
+        ("model", pa.string()),
+    ),
+    SHIFT: (
+        ("partition_index", pa.int64()),
+        ("shift", pa.string()),
+        ("previous_partition_index", pa.int64()),
+        ("prompt_version", pa.string()),
+        ("model", pa.string()),
+    ),
+}
+_TIME_FIELDS = ((EVENT_TIME, TIMESTAMP), (CREATED_TIME, TIMESTAMP))
+
+
+def text_version(*, prompt_version: str, model: str) -> str:
+    """Return the version under which a text is published."""
+    return f"{prompt_version}/{model}"
+
+
+def fused_version(fuser: Fuser, *, encoder_version: str, activation: str) -> str:
+    """Return the version under which fused vectors are published.
+
+    Weights that come into use again, after others, are published again: hence the number of the activation.
+    """
+    return f"{fuser.version}/{encoder_version}/{activation}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Projection:
+    """One snapshot of the memory, seen as feature rows.
+
+    `encoder_version` is None while the PCA is not fitted: there are no vectors then.
+    """
+
+    connection: sa.Connection
+    fuser: Fuser
+    encoder_version: str | None
+    vector_width: int
+    """W: floats per text."""
+    memory_window: int
+    """M: partitions of a user that are shown and fused."""
+    sequence_length: int
+    """N: behaviors of a user that are shown."""
+
+    def text_rows(self, stage: str, *, user_keys: Sequence[int], keep: Callable[[PartitionKey, str], bool]) -> pa.Table:
+        """Return the texts of a stage that `keep` (of partition and version) keeps, as rows of its view."""
+        columns = (
+            *(texts.c[name] for name in ("user_key", "partition_index", "previous_partition_index", "prompt_version")),
+            *(texts.c[name] for name in ("model", "created_time")),
+            texts.c.text.label(stage),
+            *(partitions.c[name] for name in ("behavior_count", "first_time", "last_time", "seal_time")),
+        )
+        joined = texts.join(
+            partitions,
+            (partitions.c.user_key == texts.c.user_key) & (partitions.c.partition_index == texts.c.partition_index),
+        )
+        found: list[dict[str, Any]] = []
+        for some in user_chunks(user_keys):
+            query = sa.select(*columns).select_from(joined).where(texts.c.stage == stage, texts.c.user_key.in_(some))
+            for row in self.connection.execute(
+                query.order_by(texts.c.user_key, texts.c.partition_index, texts.c.text_id)
+            ):
+                version = text_version(prompt_version=row.prompt_version, model=row.model)
+                if keep((row.user_key, row.partition_index), version):
+                    found.append({**row._mapping, EVENT_TIME: row.seal_time, CREATED_TIME: row.created_time})
+        return self._table(found, _TEXT_FIELDS[stage])
+
+    def newest_text_rows(self, stage: str, *, user_keys: Sequence[int]) -> pa.Table:
+        """Return the newest partition's newest text of each user that has one."""
+        rows = self.text_rows(stage, user_keys=user_keys, keep=lambda _key, _version: True)
+        return _last_of_each(rows)
+
+    def vectors(self, user_keys: Sequence[int], *, encoder_version: str | None = None) -> Iterator[PartitionVector]:
+        """Yield the partition vectors of the users, by user and index."""
+        version = encoder_version or self.encoder_version
+        if version is None:
+            return iter(())
+        return partition_vectors(self.connection, user_keys, encoder_version=version, width=self.vector_width)
+
+    def vector_rows(self, vectors: Iterable[PartitionVector], *, encoder_version: str) -> pa.Table:
+        """Return rows of the Delta table behind `long_term_memory`: one vector a partition."""
+        rows = [
+            {
+                "user_key": one.user_key,
+                "partition_index": one.partition_index,
+                "vector": one.vector,
+                "encoder_version": encoder_version,
+                EVENT_TIME: one.seal_time,
+                CREATED_TIME: one.created_time,
+            }
+            for one in vectors
+        ]
+        fields = (("partition_index", pa.int64()), ("vector", pa.list_(pa.float32())), ("encoder_version", pa.string()))
+        return self._table(rows, fields)
+
+    def memory_rows(self, user_keys: Sequence[int]) -> pa.Table:
+        """Return the newest row of `long_term_memory` of each user that has a vector."""
+        rows = [
+            {
+                "user_key": window[-1].user_key,
+                "vectors": np.concatenate([one.vector for one in window]),
+                "partition_count": len(window),
+                "encoder_version": self.encoder_version,
+                EVENT_TIME: window[-1].seal_time,
+                CREATED_TIME: window[-1].created_time,
+            }
+            for window in self._newest_windows(user_keys)
+        ]
+        fields = (
+            ("vectors", pa.list_(pa.float32())),
+            ("partition_count", pa.int64()),
+            ("encoder_version", pa.string()),
+        )
+        return self._table(rows, fields)
+
+    def fused_rows(self, windows: Sequence[Sequence[PartitionVector]], *, created_time: int) -> pa.Table:
+        """Return rows of `fused_vector`: each window of partitions fused into one vector, as of its last one."""
+        fused = self.fuser.fuse([np.stack([one.vector for one in window]) for window in windows])
+        rows = [
+            {
+                "user_key": window[-1].user_key,
+                "fused": vector,
+                "partition_count": len(window),
+                "fusion_version": self.fuser.version,
+                EVENT_TIME: window[-1].seal_time,
+                CREATED_TIME: created_time,
+            }
+            for window, vector in zip(windows, fused, strict=True)
+        ]
+        fields = (("fused", pa.list_(pa.float32())), ("partition_count", pa.int64()), ("fusion_version", pa.string()))
+        return self._table(rows, fields)
+
+    def newest_fused_rows(self, user_keys: Sequence[int], *, created_time: int) -> pa.Table:
+        """Return the newest row of `fused_vector` of each user that has a vector."""
+        return self.fused_rows(list(self._newest_windows(user_keys)), created_time=created_time)
+
+    def windows(self, user_keys: Sequence[int]) -> dict[PartitionKey, list[PartitionVector]]:
+        """Return, for every partition with a vector, it and those before it, the last M."""
+        found: dict[PartitionKey, list[PartitionVector]] = {}
+        window: list[PartitionVector] = []
+        for one in self.vectors(user_keys):
+            if window and window[-1].user_key != one.user_key:
+                window = []
+            window = [*window, one][-self.memory_window :]
+            found[one.user_key, one.partition_index] = window
+        return found
+
+    def behavior_rows(self, user_keys: Sequence[int]) -> dict[str, pa.Table]:
+        """Return the newest rows of `behaviors` and `behavior_sequence` of each user."""
+        last, sequences = [], []
+        for user_key in user_keys:
+            columns = (behaviors.c.item_id, behaviors.c.rating, behaviors.c.event_time)
+            newest = sa.select(*columns).where(behaviors.c.user_key == user_key)
+            newest = newest.order_by(behaviors.c.event_time.desc(), behaviors.c.behavior_id.desc())
+            rows = self.connection.execute(newest.limit(self.sequence_length)).all()[::-1]
+            if not rows:
+                continue
+            count = sa.select(sa.func.count()).select_from(behaviors).where(behaviors.c.user_key == user_key)
+            item_ids, ratings, times = zip(*rows, strict=True)
+            when = {"user_key": user_key, EVENT_TIME: times[-1], CREATED_TIME: times[-1]}
+            last.append({**when, ITEM: item_ids[-1], RATING: ratings[-1]})
+            sequences.append(
+                {
+                    **when,
+                    "item_ids": item_ids,
+                    "ratings": ratings,
+                    "times": times,
+                    "behavior_count": self.connection.scalar(count),
+                }
+            )
+        item = self._id_type(ITEM)
+        fields = (
+            ("item_ids", pa.list_(item)),
+            ("ratings", pa.list_(pa.float64())),
+            ("times", pa.list_(pa.int64())),
+            ("behavior_count", pa.int64()),
+        )
+        return {
+            "behaviors": self._table(last, ((ITEM, item), (RATING, pa.float64()))),
+            "behavior_sequence": self._table(sequences, fields),
+        }
+
+    def _newest_windows(self, user_keys: Sequence[int]) -> Iterator[list[PartitionVector]]:
+        window: list[PartitionVector] = []
+        for one in self.vectors(user_keys):
+            if window and window[-1].user_key != one.user_key:
+                yield window
+                window = []
+            window = [*window, one][-self.memory_window :]
+        if window:
+            yield window
+
+    def _table(self, rows: Sequence[dict[str, Any]], fields: Sequence[tuple[str, pa.DataType]]) -> pa.Table:
+        names = known_user_ids(self.connection, sorted({row["user_key"] for row in rows}))
+        columns = {USER: _ids([names[row["user_key"]] for row in rows], self._id_type(USER))}
+        for name, kind in fields:
+            columns[name] = _column([row[name] for row in rows], kind)
+        for name, kind in _TIME_FIELDS:
+            columns[name] = pa.array([row[name] for row in rows], pa.int64()).cast(kind)
+        return pa.table(columns)
+
+    def knows_ids(self) -> bool:
+        """Return whether the memory knows the type of ids: whether a behavior ever came."""
+        return self._kept_type(USER) is not None
+
+    def _id_type(self, column: str) -> pa.DataType:
+        return pa.int64() if self._kept_type(column) == "int64" else pa.string()
+
+    def _kept_type(self, column: str) -> str | None:
+        return self.connection.scalar(sa.select(settings.c.value).where(settings.c.name == f"{column}_type"))
+
+
+def _ids(values: Sequence[str], kind: pa.DataType) -> pa.Array:
+    return pa.array(values, pa.string()).cast(kind)
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_list(kind) and values:
+        flat = _flat(values, kind.value_type)
+        offsets = np.r_[0, np.cumsum([len(value) for value in values])].astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), flat)
+    if values and isinstance(values[0], str):  # the memory keeps integer ids as text, too
+        return _ids(values, kind)
+    return pa.array(values, kind)
+
+
+def _flat(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if isinstance(values[0], np.ndarray):
+        joined: npt.NDArray[Any] = np.concatenate(values)
+        return pa.array(joined, kind)
+    return _column([one for value in values for one in value], kind)
+
+
+def _last_of_each(rows: pa.Table) -> pa.Table:
+    """Return the last row of each run of equal users."""
+    if not len(rows):
+        return rows
+    ids = rows[USER].combine_chunks().dictionary_encode().indices.to_numpy()
+    return rows.filter(pa.array(np.r_[ids[1:] != ids[:-1], True]))

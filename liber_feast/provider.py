@@ -1,0 +1,125 @@
+"""The provider: pushes of behaviors go through the memory; everything else is Feast's own."""
+
+import asyncio
+import difflib
+from functools import cached_property
+
+import pandas as pd
+import pyarrow as pa
+from feast import FeatureView, FileSource, OnDemandFeatureView, RepoConfig
+from feast.base_feature_view import BaseFeatureView
+from feast.infra.passthrough_provider import PassthroughProvider
+from feast.infra.registry.base_registry import BaseRegistry
+
+from liber_feast.behavior import EVENT_TIME, USER
+from liber_feast.engine import BEHAVIORS, LiberComputeEngine
+from liber_feast.errors import ConfigError, InvalidBehaviors
+from liber_feast.job import open_registry
+from liber_feast.offline_read import STAGE, locate
+
+__all__ = ["LiberProvider"]
+
+
+class LiberProvider(PassthroughProvider):
+    """Feast's passthrough provider, with pushed behaviors sent to the memory."""
+
+    def __init__(self, config: RepoConfig) -> None:
+        super().__init__(config)
+        _refuse_unknown(config)
+        _ = config.batch_engine  # reads and checks the whole engine block before Feast writes anything
+
+    def ingest_df(
+        self,
+        feature_view: BaseFeatureView | FeatureView | OnDemandFeatureView,
+        df: pd.DataFrame,
+        field_mapping: dict[str, str] | None = None,
+    ) -> None:
+        """Append pushed behaviors to the memory and write online what follows; other views as Feast does.
+
+        Raises:
+            InvalidBehaviors: a row breaks the schema; nothing was taken.
+        """
+        if not isinstance(feature_view, FeatureView) or feature_view.tags.get(STAGE) != BEHAVIORS:
+            super().ingest_df(feature_view, df, field_mapping)
+            return
+        self.engine.push(self._registry, self._behaviors(feature_view, _as_table(df)))
+
+    async def ingest_df_async(
+        self,
+        feature_view: BaseFeatureView | FeatureView | OnDemandFeatureView,
+        df: pd.DataFrame,
+        field_mapping: dict[str, str] | None = None,
+    ) -> None:
+        """Do as `ingest_df`, outside the event loop."""
+        if isinstance(feature_view, FeatureView) and feature_view.tags.get(STAGE) == BEHAVIORS:
+            await asyncio.to_thread(self.ingest_df, feature_view, df, field_mapping)
+        else:
+            await super().ingest_df_async(feature_view, df, field_mapping)
+
+    def ingest_df_to_offline_store(self, feature_view: FeatureView, table: pa.Table) -> None:
+        """Append pushed rows to the log, as Feast does; behaviors are checked first, as in `ingest_df`.
+
+        Raises:
+            InvalidBehaviors: a row breaks the schema; nothing was written.
+        """
+        # Feast writes a data frame's index as a column.
+        rows = table.select([name for name in table.column_names if not name.startswith("__index_level_")])
+        if feature_view.tags.get(STAGE) == BEHAVIORS:
+            self.engine.check(feature_view, self._behaviors(feature_view, rows))
+            rows = _with_times(rows, name=self._source(feature_view).timestamp_field)
+        super().ingest_df_to_offline_store(feature_view, rows)
+
+    @property
+    def engine(self) -> LiberComputeEngine:
+        """The compute engine, which holds the job."""
+        engine = self.batch_engine
+        if not isinstance(engine, LiberComputeEngine):
+            raise ConfigError(
+                f"feature_store.yaml: batch_engine.type makes a {type(engine).__name__}; LiberProvider needs"
+                " liber_feast.engine.LiberComputeEngine."
+            )
+        return engine
+
+    @cached_property
+    def _registry(self) -> BaseRegistry:
+        return open_registry(self.repo_config)
+
+    def _source(self, view: FeatureView) -> FileSource:
+        return locate(view.batch_source, config=self.repo_config, view=view).source
+
+    def _behaviors(self, view: FeatureView, rows: pa.Table) -> pa.Table:
+        """Return pushed rows under the names of the behavior schema, their times parsed."""
+        source = self._source(view)
+        mapping = {**(source.field_mapping or {}), source.timestamp_field: EVENT_TIME, view.join_keys[0]: USER}
+        named = rows.rename_columns([mapping.get(name, name) for name in rows.column_names])
+        return _with_times(named, name=EVENT_TIME)
+
+
+def _as_table(df: pd.DataFrame) -> pa.Table:
+    try:
+        return pa.Table.from_pandas(df, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        found = ", ".join(str(part) for part in error.args)
+        raise InvalidBehaviors(f"push: a column holds values of more than one type: {found}.") from error
+
+
+def _with_times(table: pa.Table, *, name: str) -> pa.Table:
+    """Read times written as ISO 8601 texts: JSON, and so the feature server's /push, has no other."""
+    if name not in table.column_names or not pa.types.is_string(table.schema.field(name).type):
+        return table
+    try:
+        times = pd.to_datetime(table[name].to_pandas(), utc=True, format="ISO8601")
+    except ValueError as error:
+        raise InvalidBehaviors(
+            f"push: column {name!r} has a text that is no ISO 8601 time: {error}.", column=name
+        ) from error
+    return table.set_column(table.column_names.index(name), name, pa.array(times))
+
+
+def _refuse_unknown(config: RepoConfig) -> None:
+    """Feast takes any top-level key and ignores those it does not know."""
+    allowed = sorted(field.alias or name for name, field in RepoConfig.model_fields.items())
+    for key in config.model_extra or ():
+        close = difflib.get_close_matches(key, allowed, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"feature_store.yaml: unknown key {key!r}; allowed: {', '.join(allowed)}.{hint}")

@@ -1,0 +1,221 @@
+"""Publish what the memory holds: Delta tables for training, the online store for serving.
+
+Both are projections of the memory, written at least once into idempotent sinks: a Delta commit carries the
+publication's number and is skipped when the table has seen it; an online row is always the user's newest row
+of the memory, read and written under one lock, so that an older one never replaces it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import sqlalchemy as sa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+
+from liber_feast.fuser import Fuser
+from liber_feast.memory import Memory
+from liber_feast.memory.publications import (
+    Publication,
+    PublishedRow,
+    finish,
+    next_unfinished,
+    plan,
+    unpublished_texts,
+    unpublished_vectors,
+)
+from liber_feast.memory.schema import users
+from liber_feast.memory.texts import SHIFT, SUMMARY, user_chunks
+from liber_feast.projection import FUSED, VECTOR, Projection, fused_version
+
+VIEWS: Mapping[str, str] = {
+    SUMMARY: "partition_summary",
+    SHIFT: "partition_shift",
+    VECTOR: "long_term_memory",
+    FUSED: "fused_vector",
+}
+"""The feature view that each stage fills, in the order of publishing."""
+
+
+class OnlineSink(Protocol):
+    """Where the newest row of every user goes."""
+
+    def write(self, view: str, rows: pa.Table) -> None:
+        """Write rows of a feature view: its join keys, features, event_timestamp and created_timestamp."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeltaSink:
+    """A Delta table that takes each numbered commit once."""
+
+    path: Path
+
+    def make(self, rows: pa.Table) -> None:
+        """Make the table with the schema of `rows`, where it is not there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_deltalake(str(self.path), rows, mode="ignore")
+
+    def append(self, rows: pa.Table, *, app_id: str, version: int) -> bool:
+        """Append `rows` as commit `version` of `app_id`; return False where the table has it already."""
+        location = str(self.path)
+        if DeltaTable.is_deltatable(location):
+            seen = DeltaTable(location).transaction_version(app_id)
+            if seen is not None and seen >= version:
+                return False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        properties = CommitProperties(app_transactions=[Transaction(app_id, version)])
+        write_deltalake(location, rows, mode="append", commit_properties=properties)
+        return True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publisher:
+    """Publishes every stage of one memory.
+
+    `encoder_version` is None while the PCA is not fitted: then texts are published and vectors wait.
+    """
+
+    memory: Memory
+    tables: Mapping[str, DeltaSink]
+    online: OnlineSink
+    fuser: Fuser
+    activation: str
+    """The number under which the fusion weights came into use."""
+    encoder_version: str | None
+    vector_width: int
+    memory_window: int
+    sequence_length: int
+    clock: Callable[[], int]
+
+    def publish(self, *, user_keys: Sequence[int] | None = None) -> dict[str, int]:
+        """Publish what is not, of all users or of some; return the number of rows by stage.
+
+        First, what a crashed run left half-written is finished.
+        """
+        counts = dict.fromkeys(VIEWS, 0)
+        self._finish_all(counts)
+        with self.memory.writing() as connection:
+            self._make_tables(connection)
+            self._plan(connection, user_keys)
+        self._finish_all(counts)
+        self.publish_sequences()
+        return counts
+
+    def publish_sequences(self) -> int:
+        """Write online the recent behaviors of the users who sent some; return the number of users."""
+        written = 0
+        while True:
+            with self.memory.writing() as connection:
+                stale = sa.select(users.c.user_key).where(users.c.is_sequence_stale).limit(1_000)
+                keys = connection.scalars(stale.with_for_update()).all()
+                if not keys:
+                    return written
+                for view, rows in self._projection(connection).behavior_rows(keys).items():
+                    self._write_online(view, rows)
+                fresh = users.update().where(users.c.user_key.in_(keys)).values(is_sequence_stale=False)
+                connection.execute(fresh)
+                written += len(keys)
+
+    def _make_tables(self, connection: sa.Connection) -> None:
+        """Make the tables that are not there, so that a join finds no row rather than no table."""
+        projection = self._projection(connection)
+        if not projection.knows_ids():  # a table of the wrong type of ids could never take a row
+            return
+        for stage, table in self.tables.items():
+            if not DeltaTable.is_deltatable(str(table.path)):
+                table.make(_no_rows(projection, stage))
+
+    def _plan(self, connection: sa.Connection, user_keys: Sequence[int] | None) -> None:
+        created_time = self.clock()
+        for stage in (SUMMARY, SHIFT):
+            plan(
+                connection, stage, unpublished_texts(connection, stage, user_keys=user_keys), created_time=created_time
+            )
+        if self.encoder_version is None:
+            return
+        versions = {VECTOR: self.encoder_version, FUSED: self._fused_version()}
+        for stage, version in versions.items():
+            waiting = unpublished_vectors(
+                connection, stage, version=version, encoder_version=self.encoder_version, user_keys=user_keys
+            )
+            if not waiting:
+                continue
+            ready = self._projection(connection).vectors(sorted({user_key for user_key, _ in waiting}))
+            rows = [
+                PublishedRow(user_key=one.user_key, partition_index=one.partition_index, version=version)
+                for one in ready
+                if (one.user_key, one.partition_index) in waiting
+            ]
+            plan(connection, stage, rows, created_time=created_time)
+
+    def _finish_all(self, counts: dict[str, int]) -> None:
+        while True:
+            with self.memory.writing() as connection:
+                publication = next_unfinished(connection)
+                if publication is None:
+                    return
+                rows = self._write_out(connection, publication)
+                finish(connection, publication, done_time=self.clock())
+            counts[publication.stage] += rows
+
+    def _write_out(self, connection: sa.Connection, publication: Publication) -> int:
+        projection = self._projection(connection)
+        user_keys = sorted({row.user_key for row in publication.rows})
+        rows = self._delta_rows(projection, publication, user_keys)
+        if len(rows):
+            app_id = f"liber/{self.memory.identity}"
+            self.tables[publication.stage].append(rows, app_id=app_id, version=publication.publication_id)
+        for some in user_chunks(user_keys):
+            self._write_online(VIEWS[publication.stage], _online_rows(projection, publication, some))
+        return len(rows)
+
+    def _delta_rows(self, projection: Projection, publication: Publication, user_keys: Sequence[int]) -> pa.Table:
+        wanted = {((row.user_key, row.partition_index), row.version) for row in publication.rows}
+        if publication.stage in (SUMMARY, SHIFT):
+            return projection.text_rows(
+                publication.stage, user_keys=user_keys, keep=lambda key, version: (key, version) in wanted
+            )
+        if publication.stage == VECTOR:
+            version = publication.rows[0].version
+            found = projection.vectors(user_keys, encoder_version=version)
+            kept = (one for one in found if ((one.user_key, one.partition_index), version) in wanted)
+            return projection.vector_rows(kept, encoder_version=version)
+        # Rows of a fusion that is no longer in use are superseded: the one in use has publications of its own.
+        version = self._fused_version()
+        windows = [window for key, window in projection.windows(user_keys).items() if (key, version) in wanted]
+        return projection.fused_rows(windows, created_time=publication.created_time)
+
+    def _write_online(self, view: str, rows: pa.Table) -> None:
+        if len(rows):
+            self.online.write(view, rows)
+
+    def _fused_version(self) -> str:
+        return fused_version(self.fuser, encoder_version=self.encoder_version or "", activation=self.activation)
+
+    def _projection(self, connection: sa.Connection) -> Projection:
+        return Projection(
+            connection=connection,
+            fuser=self.fuser,
+            encoder_version=self.encoder_version,
+            vector_width=self.vector_width,
+            memory_window=self.memory_window,
+            sequence_length=self.sequence_length,
+        )
+
+
+def _no_rows(projection: Projection, stage: str) -> pa.Table:
+    if stage in (SUMMARY, SHIFT):
+        return projection.newest_text_rows(stage, user_keys=())
+    if stage == VECTOR:
+        return projection.vector_rows((), encoder_version="")
+    return projection.fused_rows((), created_time=0)
+
+
+def _online_rows(projection: Projection, publication: Publication, user_keys: Sequence[int]) -> pa.Table:
+    if publication.stage in (SUMMARY, SHIFT):
+        return projection.newest_text_rows(publication.stage, user_keys=user_keys)
+    if publication.stage == VECTOR:
+        return projection.memory_rows(user_keys)
+    return projection.newest_fused_rows(user_keys, created_time=publication.created_time)
