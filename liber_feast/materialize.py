@@ -147,8 +147,8 @@ class Job:
         """Bring weights into use, by their folder relative to the feature repo; the next publishing writes all anew."""
         if self.memory.setting(FUSION_FOLDER) != folder:
             activation = int(self.memory.setting(FUSION_ACTIVATION) or 0) + 1
+            self.memory.keep_setting(FUSION_ACTIVATION, str(activation))  # one too many is no harm
             self.memory.keep_setting(FUSION_FOLDER, folder)
-            self.memory.keep_setting(FUSION_ACTIVATION, str(activation))
 
     def publisher(self) -> Publisher:
         """Return the publisher of this job's memory, with the fusion weights of this moment."""

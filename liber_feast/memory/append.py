@@ -51,7 +51,7 @@ class Appended:
     late_count: int
     sealed_count: int
     user_keys: tuple[int, ...]
-    """Users that sent new behaviors."""
+    """Users that sent behaviors, new or not: a push sent again after a crash is to finish what the first one left."""
 
 
 _BEHAVIOR = np.dtype(
@@ -88,6 +88,7 @@ def append(
         return Appended(behavior_count=0, duplicate_count=0, late_count=0, sealed_count=0, user_keys=())
     _check_id_types(connection, table)
     rows, states = _sent_rows(connection, table)
+    user_keys = tuple(np.unique(rows["user_key"]).tolist())
     seen = _seen(connection, rows, states)
     duplicates, rows = rows[seen], rows[~seen]
     is_late = _is_late(rows, states)
@@ -112,7 +113,7 @@ def append(
         duplicate_count=len(duplicates),
         late_count=int(is_late.sum()),
         sealed_count=sealed_count,
-        user_keys=tuple(keys.tolist()),
+        user_keys=user_keys,
     )
 
 
@@ -217,9 +218,18 @@ def _cached_rows(connection: sa.Connection, keys: Sequence[int]) -> Rows:
 
 
 def _ordered(rows: Rows) -> Rows:
+    """Return the rows by user, place in the cache and id; ids are compared in ties alone, because texts sort slowly."""
+    if not len(rows):
+        return rows
     # A late behavior shares its order time with the last cached one and comes after it, whatever its id.
     is_late = rows["event_time"] < rows["order_time"]
-    return rows[np.lexsort((rows["behavior_id"], is_late, rows["order_time"], rows["user_key"]))]
+    order = np.lexsort((is_late, rows["order_time"], rows["user_key"]))
+    keys = (rows["user_key"][order], rows["order_time"][order], is_late[order])
+    is_new = np.r_[True, np.logical_or.reduce([key[1:] != key[:-1] for key in keys])]
+    is_tied = ~is_new | ~np.r_[is_new[1:], True]
+    tied = order[is_tied]
+    order[is_tied] = tied[np.lexsort((rows["behavior_id"][tied], np.cumsum(is_new)[is_tied]))]
+    return rows[order]
 
 
 def _write(
@@ -301,8 +311,11 @@ def _move_boundaries(
     seals: Mapping[int, int],
 ) -> None:
     """Move each user's place in time, count and seal time behind the rows just sealed."""
-    in_time = np.lexsort((rows["behavior_id"], rows["event_time"], rows["user_key"]))
-    last = in_time[np.r_[np.diff(rows["user_key"][in_time]) != 0, True]]
+    starts = np.flatnonzero(np.r_[True, np.diff(rows["user_key"]) != 0])
+    latest = np.repeat(np.maximum.reduceat(rows["event_time"], starts), np.diff(starts, append=len(rows)))
+    newest = rows[rows["event_time"] == latest]
+    newest = newest[np.lexsort((newest["behavior_id"], newest["user_key"]))]
+    last = newest[np.r_[np.diff(newest["user_key"]) != 0, True]]
     counts = dict(zip(rows["user_key"].tolist(), (indexes + 1).tolist(), strict=True))  # the last row of a user wins
     update = (
         users.update()
@@ -312,7 +325,7 @@ def _move_boundaries(
         )
     )
     changes = []
-    for row in rows[last]:
+    for row in last:
         user, state = int(row["user_key"]), states[int(row["user_key"])]
         place = (int(row["event_time"]), str(row["behavior_id"]))
         if state.sealed_time is not None:

@@ -1,0 +1,327 @@
+"""Opening the memory, its migrations and settings, and what it says of itself."""
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from liber_feast.errors import ConfigError, MemoryFailure
+from liber_feast.memory import Memory, schema
+from liber_feast.memory.append import Rows, _cached_rows
+from liber_feast.memory.bulk import execute_many, join_pairs
+from liber_feast.memory.status import memory_status
+from liber_feast.memory.texts import add_vectors, sealed_behaviors
+from tests.memory_parts import (
+    TWO,
+    EchoLearner,
+    append_all,
+    behavior,
+    contents,
+    everything,
+    learn_all,
+    new_memory,
+    table_of,
+)
+
+URL = "sqlite:///memory.db"
+
+
+def refusal(folder: Path, url: str = URL) -> str:
+    with pytest.raises(MemoryFailure) as caught:
+        Memory.open(url, base=folder)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def sqlite(folder: Path, *statements: str) -> None:
+    connection = sqlite3.connect(folder / "memory.db")
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def test_a_fresh_memory_has_the_newest_schema_and_a_name_of_its_own(tmp_path: Path) -> None:
+    memory = new_memory(tmp_path)
+    assert memory.setting("schema_version") == str(len(schema.MIGRATIONS))
+    assert memory.identity != new_memory().identity
+
+
+def test_a_memory_opened_again_is_the_same_memory(tmp_path: Path) -> None:
+    first = new_memory(tmp_path)
+    append_all(first, [behavior(second) for second in range(5)])
+    learn_all(first)
+    before, identity = everything(first), first.identity
+    first.close()
+    again = new_memory(tmp_path)
+    assert again.identity == identity
+    assert everything(again) == before
+
+
+def test_a_memory_in_a_folder_that_is_not_there_makes_the_folder(tmp_path: Path) -> None:
+    Memory.open("sqlite:///data/deeper/memory.db", base=tmp_path)
+    assert (tmp_path / "data" / "deeper" / "memory.db").is_file()
+
+
+def test_an_absolute_path_is_not_relative_to_the_repo(tmp_path: Path) -> None:
+    Memory.open(f"sqlite:///{tmp_path / 'memory.db'}", base=Path("/nowhere"))
+    assert (tmp_path / "memory.db").is_file()
+
+
+def test_a_memory_of_a_newer_release_is_refused_and_unharmed(tmp_path: Path) -> None:
+    memory = new_memory(tmp_path)
+    memory.keep_setting("schema_version", str(len(schema.MIGRATIONS) + 1))
+    before = everything(memory)
+    message = refusal(tmp_path)
+    assert "schema version 2; this release knows 1" in message
+    assert "Install a newer liber-feast" in message
+    assert everything(memory) == before
+
+
+def test_a_memory_of_an_older_release_is_brought_up_by_the_steps_it_lacks_in_one_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second_step(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("ALTER TABLE users ADD COLUMN color TEXT")
+
+    def broken_step(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("CREATE TABLE half (made INTEGER)")
+        connection.exec_driver_sql("SELECT nothing")
+
+    memory = new_memory(tmp_path)
+    append_all(memory, [behavior(1)])
+    first_release = schema.MIGRATIONS
+    monkeypatch.setattr(schema, "MIGRATIONS", (*first_release, broken_step))
+    refusal(tmp_path)
+    assert memory.setting("schema_version") == "1"
+    assert "half" not in everything(memory)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*first_release, second_step))
+    assert new_memory(tmp_path).setting("schema_version") == "2"
+    assert new_memory(tmp_path).setting("schema_version") == "2"
+    assert contents(memory).caches == {"ann": (behavior(1).behavior_id,)}
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db"
+    path.write_text("user,item\n" * 500, encoding="utf-8")
+    assert "is damaged or no memory" in refusal(tmp_path)
+    assert path.read_text(encoding="utf-8") == "user,item\n" * 500
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ("CREATE TABLE users (name TEXT)",),
+        ("CREATE TABLE settings (key TEXT)",),
+        ("CREATE TABLE settings (name TEXT, value TEXT)",),
+        ("CREATE TABLE settings (name TEXT, value TEXT)", "INSERT INTO settings VALUES ('schema_version', 'two')"),
+    ],
+    ids=["users", "settings with other columns", "settings without a version", "a version that is no number"],
+)
+def test_tables_of_another_program_are_refused_and_left_alone(tmp_path: Path, statements: tuple[str, ...]) -> None:
+    sqlite(tmp_path, *statements)
+    message = refusal(tmp_path)
+    assert "has tables of another program under our names" in message
+    found = sqlite3.connect(tmp_path / "memory.db")
+    names = found.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
+    found.close()
+    assert names == (1,)
+
+
+def test_tables_of_another_program_under_other_names_may_stay(tmp_path: Path) -> None:
+    sqlite(tmp_path, "CREATE TABLE orders (number INTEGER)")
+    assert "orders" in everything(new_memory(tmp_path))
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "memory.db").mkdir()
+    assert "cannot be opened: unable to open database file" in refusal(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("", encoding="utf-8")
+    assert "cannot be made" in refusal(tmp_path, "sqlite:///data/memory.db")
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["with the database in it", "empty"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, is_there: bool) -> None:
+    if is_there:
+        new_memory(tmp_path).close()
+        (tmp_path / "memory.db").chmod(0o400)
+    tmp_path.chmod(0o500)
+    try:
+        probe = tmp_path / "probe"
+        try:
+            probe.touch()
+        except PermissionError:
+            assert "The memory" in refusal(tmp_path)
+        else:
+            pytest.skip("this user may write into folders that nobody may write into")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("data/memory.db", "Could not parse"),
+        ("oracel://host/name", "oracel"),
+        ("mysql://host/name", "MySQLdb"),
+    ],
+    ids=["no url", "unknown database", "missing driver"],
+)
+def test_a_url_that_names_no_usable_database_is_refused_in_one_line(tmp_path: Path, url: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        Memory.open(url, base=tmp_path)
+    assert caught.value.message.startswith("batch_engine.memory: ")
+    assert "\n" not in caught.value.message
+
+
+def test_no_message_shows_a_password(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "postgresql+psycopg://me:secret@127.0.0.1:1/memory")
+    assert "The memory postgresql+psycopg://me:***@127.0.0.1:1/memory cannot be opened" in message
+
+
+def test_memories_opened_at_the_same_moment_are_one_memory(tmp_path: Path) -> None:
+    start, names = threading.Barrier(6), []
+
+    def open_one() -> None:
+        start.wait()
+        names.append(new_memory(tmp_path).identity)
+
+    threads = [threading.Thread(target=open_one) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(names) == 6
+    assert len(set(names)) == 1
+
+
+def test_users_appended_from_many_threads_at_once_are_all_there(tmp_path: Path) -> None:
+    memory, start = new_memory(tmp_path), threading.Barrier(4)
+
+    def append_some(user: int) -> None:
+        start.wait()
+        for second in range(10):
+            own = behavior(second, user=f"user {user}")
+            append_all(memory, [own, behavior(second, user="shared", name=f"{user}/{second}")])
+
+    threads = [threading.Thread(target=append_some, args=(user,)) for user in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = contents(memory)
+    assert all(len(found.behavior_ids(f"user {user}")) == 10 for user in range(4))
+    assert sorted(found.behavior_ids("shared")) == sorted(
+        f"{user}/{second}" for user in range(4) for second in range(10)
+    )
+
+
+def test_settings_are_kept_and_replaced(tmp_path: Path) -> None:
+    memory = new_memory(tmp_path)
+    assert memory.setting("fusion_folder") is None
+    memory.keep_setting("fusion_folder", "data/fusion/1")
+    memory.keep_setting("fusion_folder", "data/fusion/2")
+    memory.close()
+    assert new_memory(tmp_path).setting("fusion_folder") == "data/fusion/2"
+
+
+def test_the_last_report_is_the_one_kept_last() -> None:
+    memory = new_memory()
+    assert memory.last_report() is None
+    memory.keep_report({"summary_count": 1}, finished_time=2)
+    memory.keep_report({"summary_count": 3, "seconds": {"append": 0.5}}, finished_time=1)
+    assert memory.last_report() == {"summary_count": 3, "seconds": {"append": 0.5}}
+
+
+def test_the_status_of_a_fresh_memory_is_zero() -> None:
+    with new_memory().reading() as connection:
+        facts = memory_status(connection)
+    assert {name for name, value in facts.items() if value} == set()
+
+
+def test_the_status_counts_what_is_there() -> None:
+    memory = new_memory()
+    append_all(memory, [behavior(second) for second in range(5)])
+    append_all(memory, [behavior(second, user="bob") for second in range(2)])
+    learn_all(memory)
+    append_all(memory, [behavior(second) for second in (0.5, 1, 7)])
+    with memory.writing() as connection:
+        broken = schema.partitions.update().where(schema.partitions.c.partition_index == 2)
+        connection.execute(broken.values(failure="no answer"))
+        add_vectors(connection, {}, encoder_version="none")
+        add_vectors(connection, {1: b"", 2: b""}, encoder_version="bert-pca")
+        connection.execute(schema.publications.insert().values(stage="summary", created_time=1))
+        connection.execute(schema.publications.insert().values(stage="shift", created_time=1, done_time=2))
+    with memory.reading() as connection:
+        assert memory_status(connection) == {
+            "users": 2,
+            "behaviors": 9,
+            "cached_behaviors": 1,
+            "late_behaviors": 1,
+            "duplicate_behaviors": 1,
+            "sealed_partitions": 4,
+            "pending_partitions": 1,
+            "failed_partitions": 1,
+            "summaries": 3,
+            "shifts": 1,
+            "unfinished_publications": 1,
+            "conditions": {"count(2)": 4},
+            "prompt_versions": {"test-1": 4},
+            "models": {"echo-1": 4},
+            "encoder_versions": {"bert-pca": 2},
+        }
+
+
+def test_a_partition_without_its_shift_is_pending() -> None:
+    memory = new_memory()
+    append_all(memory, [behavior(second) for second in range(4)])
+    learner = EchoLearner()
+    learn_all(memory, learner)
+    with memory.writing() as connection:
+        connection.execute(schema.texts.delete().where(schema.texts.c.stage == "shift"))
+    with memory.reading() as connection:
+        assert memory_status(connection)["pending_partitions"] == 1
+
+
+def test_a_cache_and_a_partition_are_found_without_reading_all_behaviors_of_their_users() -> None:
+    memory, plans = new_memory(), []
+    with memory.reading() as connection:
+
+        @sa.event.listens_for(connection, "before_cursor_execute")
+        def explain(_connection, cursor, statement, parameters, _context, _is_many) -> None:  # type: ignore[no-untyped-def]
+            plans.append(" ".join(row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)))
+
+        found: Rows = _cached_rows(connection, [1, 2])
+        sealed_behaviors(connection, [(1, 0), (2, 5)])
+        on = (schema.behaviors.c.user_key, schema.behaviors.c.behavior_id)
+        connection.execute(sa.select(*on).select_from(join_pairs(schema.behaviors, [(1, "a"), (2, "b")], on=on)))
+    assert len(found) == 0
+    by_partition, again, by_id = plans
+    assert "behaviors_by_partition (user_key=? AND partition_index=?)" in by_partition
+    assert "behaviors_by_partition (user_key=? AND partition_index=?)" in again
+    assert "PRIMARY KEY (user_key=? AND behavior_id=?)" in by_id
+
+
+@pytest.mark.parametrize("style", ["qmark", "named"])
+def test_many_rows_are_written_alike_whether_the_driver_counts_or_names_parameters(style: str) -> None:
+    engine = sa.create_engine("sqlite://", paramstyle=style)
+    with engine.begin() as connection:
+        schema.settings.create(connection)
+        execute_many(connection, schema.settings.insert(), {"value": ["1", "2"], "name": ["a", "b"]})
+        change = schema.settings.update().where(schema.settings.c.name == sa.bindparam("of"))
+        execute_many(connection, change.values(value=sa.bindparam("to")), {"to": ["3"], "of": ["b"]})
+        assert connection.execute(sa.select(schema.settings)).all() == [("a", "1"), ("b", "3")]
+
+
+def test_a_failed_append_names_no_user_that_a_later_one_would_miss() -> None:
+    memory = new_memory()
+    with pytest.raises(sa.exc.IntegrityError):
+        memory.append(table_of([behavior(1, name="x"), behavior(2, name="x")]), condition=TWO)
+    assert everything(memory)["users"] == []
+    append_all(memory, [behavior(1, name="x")])
+    assert contents(memory).caches == {"ann": ("x",)}
