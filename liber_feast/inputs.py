@@ -1,0 +1,309 @@
+"""Turn feature rows into a backbone's arrays; the one code training and serving share, so that there is no skew.
+
+An `InputSpec` is fitted on the training part alone and travels with the weights. Rows are Arrow tables with the
+columns of the feature services `ctr_baseline`, `ctr_training` or `ctr_serving` beside `user_id` and `item_id`; a
+missing column, a null and a value unknown to the spec all become zeros, so every user and item has a score.
+
+The arrays of a batch (B samples; T code slots, V numbers; N behaviors; P partitions; D and F vector widths):
+
+| array | shape | what |
+| --- | --- | --- |
+| user_codes, item_codes | (B, T) int32 | vocabulary codes, one or more slots a field; 0 = missing or unknown |
+| user_numbers, item_numbers | (B, V, 2) float32 | standardized value and 1 where there is one, else zeros |
+| history_codes, history_numbers | (B, N, T), (B, N, V, 2) | the items of the last N behaviors, oldest first |
+| history_mask, history_liked | (B, N) bool | which of the N are there; rating > like_above |
+| history_rating | (B, N) float32 | standardized rating, 0 where there is none |
+| dense | (B, 3) float32 | smoothed like rate, behavior count and length of the window, about centered |
+| vectors, sealed | (B, P, D) float32, (B, P) bool | with LIBER in training: partition vectors, oldest first |
+| fused | (B, F) float32 | with LIBER at serving: the vector computed when the last partition was sealed |
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from liber_feast.behavior import ITEM
+from liber_feast.errors import ConfigError, DataSetError
+from liber_feast.fields import (
+    NUMBER_LIMIT,
+    Floats,
+    InputField,
+    Ints,
+    column,
+    encode_fields,
+    floats,
+    look_up,
+    lookups,
+    strings,
+)
+from liber_feast.partition_vectors import VECTORS, PartitionVectors, check_finite, read_partition_vectors
+from liber_feast.ragged import Ragged, list_values
+
+DENSE_COUNT = 3
+LIKE_PRIOR = 2.0
+"""Behaviors' worth of the training like rate that the window's like rate is smoothed with."""
+
+Batch = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputShape:
+    """What a backbone must know of its inputs to build its layers."""
+
+    user_slots: tuple[int, ...]
+    """Code slots of each categorical user field, in the order of `user_codes`."""
+    user_code_count: int
+    """Codes over all user fields, 0 among them."""
+    user_number_count: int
+    item_slots: tuple[int, ...]
+    item_code_count: int
+    item_number_count: int
+    sequence_length: int
+    dense_count: int = DENSE_COUNT
+    memory_width: int = 0
+    """D, the width of a partition's vector; 0 without LIBER."""
+    fused_width: int = 0
+    """F, the width of the fused vector; 0 without LIBER."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ItemTable:
+    """The encoded fields of every item known at training; row 0 is the unknown item, row i + 1 is `ids[i]`."""
+
+    ids: tuple[str, ...]
+    codes: Ints
+    numbers: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EncodedItems:
+    """Candidate items, encoded: codes (R, T) and numbers (R, V, 2)."""
+
+    codes: Ints
+    numbers: Floats
+    known: npt.NDArray[np.bool_]
+    """(R,) whether the item is in the item table."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EncodedUsers:
+    """User rows, encoded; sequences and memories stay ragged and are padded batch by batch."""
+
+    codes: Ints
+    numbers: Floats
+    dense: Floats
+    history: Ragged[np.int32]
+    """Rows of the item table."""
+    ratings: Ragged[np.float32]
+    vectors: PartitionVectors | None = None
+    fused: Floats | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """How feature rows become arrays: vocabularies, scales, shapes and the item table."""
+
+    user_fields: tuple[InputField, ...]
+    item_fields: tuple[InputField, ...]
+    like_above: float
+    like_rate: float
+    rating_mean: float
+    rating_deviation: float
+    count_mean: float
+    """Mean over training rows of log(1 + behavior_count)."""
+    count_deviation: float
+    sequence_length: int = 20
+    memory_width: int = 0
+    fused_width: int = 0
+    max_partitions: int = 50
+    items: ItemTable
+
+    @cached_property
+    def shape(self) -> InputShape:
+        """The sizes a backbone is built from."""
+        return InputShape(
+            user_slots=tuple(field.slots for field in self.user_fields if not field.is_number),
+            user_code_count=1 + sum(len(field.values) for field in self.user_fields),
+            user_number_count=sum(field.is_number for field in self.user_fields),
+            item_slots=tuple(field.slots for field in self.item_fields if not field.is_number),
+            item_code_count=1 + sum(len(field.values) for field in self.item_fields),
+            item_number_count=sum(field.is_number for field in self.item_fields),
+            sequence_length=self.sequence_length,
+            memory_width=self.memory_width,
+            fused_width=self.fused_width,
+        )
+
+    def encode(self, rows: pa.Table) -> Batch:
+        """Return the arrays of `rows`, each a sample of one user and one candidate item, in their order.
+
+        With LIBER the memory comes from the column `fused` where there is one, else from `vectors`.
+
+        Raises:
+            ConfigError: with LIBER, rows with neither `vectors` nor `fused`, or of another width than the spec's.
+            DataSetError: a vector or fused vector that is not finite.
+        """
+        users, items = self.encode_users(rows), self.encode_items(rows)
+        every = np.arange(rows.num_rows)
+        return self.batch(users, items=items, user_rows=every, item_rows=every)
+
+    def encode_request(self, user: pa.Table, *, item_ids: Sequence[str], attributes: pa.Table | None = None) -> Batch:
+        """Return the arrays of one user (one row) beside each of `item_ids`.
+
+        `attributes` are the online item attributes, one row per item id in the same order; they are used for
+        items that the item table does not know. Without them such an item is all unknown.
+
+        Raises: see `encode`; ConfigError also where `user` is not one row or `attributes` has other rows.
+        """
+        given = pa.table({ITEM: pa.array(list(item_ids), pa.string())}) if attributes is None else attributes
+        if user.num_rows != 1 or given.num_rows != len(item_ids):
+            raise ConfigError(
+                f"a request needs one user row and an attribute row for each of its {len(item_ids)} items;"
+                f" found {user.num_rows} and {given.num_rows}."
+            )
+        if attributes is not None:
+            given = given.drop_columns([ITEM]) if ITEM in given.column_names else given
+            given = given.append_column(ITEM, pa.array(list(item_ids), pa.string()))
+        users, items = self.encode_users(user), self.encode_items(given)
+        count = len(item_ids)
+        return self.batch(users, items=items, user_rows=np.zeros(count, np.int64), item_rows=np.arange(count))
+
+    def encode_items(self, rows: pa.Table) -> EncodedItems:
+        """Return the candidates of `rows`: from the item table, else from the item columns of the row itself."""
+        found = look_up(strings(rows, ITEM), self._item_rows)
+        codes, numbers = self.items.codes[found], self.items.numbers[found]
+        new = np.flatnonzero(found == 0)
+        if len(new):
+            codes[new], numbers[new] = encode_fields(rows.take(pa.array(new)), self.item_fields, self._item_lookups)
+        return EncodedItems(codes=codes, numbers=numbers, known=found > 0)
+
+    def encode_users(self, rows: pa.Table, *, vectors: PartitionVectors | None = None) -> EncodedUsers:
+        """Return the user side of `rows`: fields, window and, with LIBER, memory.
+
+        `vectors` are the rows' partition vectors where they were read before.
+
+        Raises: see `encode`.
+        """
+        codes, numbers = encode_fields(rows, self.user_fields, self._user_lookups)
+        items = list_values(rows, "item_ids", kind=pa.string(), last=self.sequence_length)
+        given = list_values(rows, "ratings", kind=pa.float64(), last=self.sequence_length)
+        if not np.array_equal(items.offsets, given.offsets):
+            raise DataSetError("behavior_sequence: `item_ids` and `ratings` of a row differ in length.")
+        ratings = Ragged(offsets=given.offsets, values=np.nan_to_num(floats(given.values)).astype(np.float32))
+        history = Ragged(offsets=items.offsets, values=look_up(items.values, self._item_rows))
+        users = EncodedUsers(
+            codes=codes, numbers=numbers, dense=self._dense(rows, ratings=ratings), history=history, ratings=ratings
+        )
+        if not self.memory_width:
+            return users
+        if vectors is not None:
+            return replace(users, vectors=vectors)
+        return self._with_memory(users, rows=rows)
+
+    def batch(
+        self, users: EncodedUsers, *, items: EncodedItems, user_rows: npt.NDArray[Any], item_rows: npt.NDArray[Any]
+    ) -> Batch:
+        """Return the arrays of the samples (`user_rows[b]`, `item_rows[b]`), padding what is ragged."""
+        rows_BN, mask_BN = users.history.pad(user_rows, width=self.sequence_length)
+        rating_BN, _ = users.ratings.pad(user_rows, width=self.sequence_length)
+        arrays: Batch = {
+            "user_codes": users.codes[user_rows],
+            "user_numbers": users.numbers[user_rows],
+            "item_codes": items.codes[item_rows],
+            "item_numbers": items.numbers[item_rows],
+            "history_codes": self.items.codes[rows_BN],
+            "history_numbers": self.items.numbers[rows_BN],
+            "history_mask": mask_BN,
+            "history_liked": mask_BN & (rating_BN > self.like_above),
+            "history_rating": np.where(mask_BN, (rating_BN - self.rating_mean) / self.rating_deviation, 0).astype("f4"),
+            "dense": users.dense[user_rows],
+        }
+        if users.fused is not None:
+            arrays["fused"] = users.fused[user_rows]
+        elif users.vectors is not None:
+            arrays["vectors"], arrays["sealed"] = users.vectors.pad(user_rows)
+        return arrays
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the item table's arrays as JSON values."""
+        plain = {name: value for name, value in vars(self).items() if name in _PLAIN_NAMES}
+        return plain | {
+            "user_fields": [asdict(field) for field in self.user_fields],
+            "item_fields": [asdict(field) for field in self.item_fields],
+            "item_ids": list(self.items.ids),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], *, codes: Ints, numbers: Floats) -> "InputSpec":
+        """Return the spec that `to_json` described, with the arrays of its item table."""
+        plain: dict[str, Any] = {name: document[name] for name in _PLAIN_NAMES}
+        return cls(
+            **plain,
+            user_fields=_fields_from(document["user_fields"]),
+            item_fields=_fields_from(document["item_fields"]),
+            items=ItemTable(ids=tuple(document["item_ids"]), codes=codes, numbers=numbers),
+        )
+
+    @cached_property
+    def _item_rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.items.ids, start=1)}
+
+    @cached_property
+    def _user_lookups(self) -> dict[str, dict[str, int]]:
+        return lookups(self.user_fields)
+
+    @cached_property
+    def _item_lookups(self) -> dict[str, dict[str, int]]:
+        return lookups(self.item_fields)
+
+    def _dense(self, rows: pa.Table, *, ratings: Ragged[np.float32]) -> Floats:
+        length = ratings.lengths
+        liked = ratings.sums(ratings.values > self.like_above)
+        rate = (liked + LIKE_PRIOR * self.like_rate) / (length + LIKE_PRIOR) - self.like_rate
+        count = np.log1p(np.maximum(np.nan_to_num(floats(column(rows, "behavior_count", kind=pa.float64()))), length))
+        standard = np.clip((count - self.count_mean) / self.count_deviation, -NUMBER_LIMIT, NUMBER_LIMIT)
+        return np.stack([rate, standard, length / self.sequence_length], axis=1).astype(np.float32)
+
+    def _with_memory(self, users: EncodedUsers, *, rows: pa.Table) -> EncodedUsers:
+        if "fused" in rows.column_names:
+            return replace(users, fused=self._fused(rows))
+        if VECTORS not in rows.column_names:
+            raise ConfigError(f"LIBER features need the column `{VECTORS}` or `fused`; found neither in the rows.")
+        vectors = read_partition_vectors(rows, width=self.memory_width, last=self.max_partitions)
+        return replace(users, vectors=vectors)
+
+    def _fused(self, rows: pa.Table) -> Floats:
+        flat = list_values(rows, "fused", kind=pa.float32(), last=None)
+        values = check_finite(flat.values, name="fused", offsets=flat.offsets)
+        there = flat.lengths > 0
+        wrong = np.flatnonzero(there & (flat.lengths != self.fused_width))
+        if len(wrong):
+            raise ConfigError(
+                f"column 'fused' is {int(flat.lengths[wrong[0]])} wide in row {int(wrong[0])}, the run needs"
+                f" {self.fused_width}. Publish the fused vectors with this run's fusion weights."
+            )
+        fused = np.zeros((rows.num_rows, self.fused_width), np.float32)
+        fused[there] = values.reshape(-1, self.fused_width)
+        return fused
+
+
+_PLAIN_NAMES = (
+    "like_above",
+    "like_rate",
+    "rating_mean",
+    "rating_deviation",
+    "count_mean",
+    "count_deviation",
+    "sequence_length",
+    "memory_width",
+    "fused_width",
+    "max_partitions",
+)
+
+
+def _fields_from(documents: Sequence[Mapping[str, Any]]) -> tuple[InputField, ...]:
+    return tuple(InputField(**{**document, "values": tuple(document["values"])}) for document in documents)

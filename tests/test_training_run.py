@@ -1,0 +1,319 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from liber_feast.artifact import Artifact, RunFacts, build_backbone, load_artifact
+from liber_feast.errors import ArtifactError, ConfigError, StoreNotReady
+from liber_feast.fusion import load_fusion
+from tests.feature_repo_kit import copy_feature_repo, loaded_repo, materialized_repo
+from tests.test_training_fit import OPTIONS, SMALL, samples
+from training import command
+from training.artifact import export_run, replaced_folder
+from training.backbones import backbone_reference
+from training.data import load_samples
+from training.fit import FittedRun, Prepared, fit, prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {"config.json", "inputs.json", "inputs.safetensors", "metrics.json", "model.safetensors"}
+SHORT = replace(OPTIONS, epochs=1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models gain nothing from threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def prepared() -> Prepared:
+    return prepare(samples(), options=SHORT)
+
+
+@cache
+def fitted() -> FittedRun:
+    return fit(prepared(), options=SHORT)
+
+
+def exported(folder: Path, *, overwrite: bool = False) -> Artifact:
+    export_run(fitted(), folder=folder, samples=samples(), options=SHORT, overwrite=overwrite)
+    return load_artifact(folder)
+
+
+def test_a_loaded_run_scores_as_the_fitted_one(tmp_path: Path) -> None:
+    run = exported(tmp_path / "runs" / "din-liber")
+    rows = np.arange(900, 1_000)
+    batch = prepared().batch(rows)
+    with torch.inference_mode():
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        expected = torch.sigmoid(fitted().model(tensors)).numpy()
+    np.testing.assert_array_equal(run.score(batch), expected)
+    again = run.spec.encode(samples().table.slice(900, 100).append_column("fused", pa.array(fused_of(run, rows))))
+    np.testing.assert_allclose(run.score(again), expected, atol=1e-5)
+
+
+def fused_of(run: Artifact, rows: np.ndarray) -> list[list[float]]:
+    """Return what the store would hold: each sample's vectors fused by the exported weights, without torch."""
+    vectors, sealed = samples().vectors.pad(rows)
+    fuser = load_fusion(run.folder / "fusion")
+    return fuser.fuse([vector[there] for vector, there in zip(vectors, sealed, strict=True)]).tolist()
+
+
+def test_a_run_says_what_it_was_made_of(tmp_path: Path) -> None:
+    run = exported(tmp_path / "din-liber")
+    assert run.facts == RunFacts(
+        backbone="training.backbones.din:DIN",
+        backbone_config={**asdict(fitted().model.config), "attention_hidden": [16], "hidden": [32, 16]},
+        features="liber",
+        feature_service="ctr_serving",
+        training_service="ctr_training",
+        encoder_version="encoder-1",
+        fusion_version=load_fusion(run.folder / "fusion").version,
+        seed=0,
+        like_above=3.0,
+        data_fingerprint=samples().fingerprint,
+    )
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert metrics["auc"] == fitted().test.auc
+    assert metrics["train_count"] == 800
+
+
+def test_a_run_folder_holds_json_and_safetensors_alone(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "din-liber").folder
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == FILES | {"fusion/fusion.json", "fusion/fusion.safetensors"}
+    assert [path.name for path in tmp_path.iterdir()] == ["din-liber"]
+    assert all(b"cpickle" not in path.read_bytes().lower() for path in folder.rglob("*") if path.is_file())
+    assert all(path.read_bytes()[:2] != b"\x80\x04" for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_baseline_run_has_no_fusion(tmp_path: Path) -> None:
+    found = samples("baseline")
+    run = fit(prepare(found, options=SHORT), options=SHORT)
+    export_run(run, folder=tmp_path / "base", samples=found, options=SHORT)
+    loaded = load_artifact(tmp_path / "base")
+    assert {path.name for path in loaded.folder.iterdir()} == FILES
+    assert (loaded.feature_service, loaded.fusion_version) == ("ctr_baseline", None)
+
+
+def test_a_run_that_exists_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "run").folder
+    (folder / "note.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="--overwrite"):
+        exported(folder)
+    assert (folder / "note.txt").exists()
+    exported(folder, overwrite=True)
+    assert not (folder / "note.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path: Path, overwrite: bool) -> None:
+    folder = tmp_path / "run"
+    if overwrite:
+        exported(folder)
+    before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(OSError, match="disk full"), replaced_folder(folder, overwrite=overwrite) as whole:
+        (whole / "config.json").write_text("half")
+        raise OSError("disk full")
+    assert {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"] * overwrite
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        exported(tmp_path / "file" / "run")
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def changed(name: str, **values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        document = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(document | values))
+
+    return change
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def garble(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("config.json"), "no complete training run"),
+        (without("model.safetensors"), "no complete training run"),
+        (flip("model.safetensors"), "model.safetensors was altered"),
+        (flip("inputs.safetensors"), "inputs.safetensors was altered"),
+        (changed("inputs.json", like_above=1.0), "inputs.json was altered"),
+        (garble, "is no JSON"),
+        (changed("config.json", format_version=2), "format version 1"),
+        (changed("config.json", backbone_config=SMALL | {"hidden": [5]}), "cannot be used"),
+        (changed("config.json", backbone_config={"depth": 3}), "its config does not fit"),
+        (changed("config.json", backbone="training.backbones.din:DON"), "cannot be imported"),
+    ],
+)
+def test_a_damaged_run_is_refused_in_one_line(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    folder = exported(tmp_path / "run").folder
+    damage(folder)
+    with pytest.raises(ArtifactError, match=message) as error:
+        load_artifact(folder)
+    assert "\n" not in error.value.message
+
+
+def test_an_unknown_backbone_is_refused_with_those_known() -> None:
+    with pytest.raises(ConfigError, match="'dinn' is unknown. Known: din"):
+        backbone_reference("dinn")
+
+
+@pytest.mark.parametrize("reference", ["no.such:DIN", "training.backbones.din:DINConfig", "training.backbones.din:No"])
+def test_a_class_that_is_no_backbone_is_refused(reference: str) -> None:
+    assert backbone_reference(reference) == reference
+    with pytest.raises(ConfigError, match=reference):
+        build_backbone(reference, shape=prepared().spec.shape, config={})
+
+
+# From here on with real feature repos.
+
+
+def test_samples_are_all_behaviors_with_what_was_known_strictly_before(tmp_path: Path) -> None:
+    found = load_samples(materialized_repo(tmp_path / "repo"), features="liber", chunk_rows=30)
+    rows = found.table.to_pylist()
+    assert [row["event_timestamp"] for row in rows] == sorted(row["event_timestamp"] for row in rows)
+    for row in rows:
+        before = [
+            other["item_id"]
+            for other in rows
+            if other["user_id"] == row["user_id"] and other["event_timestamp"] < row["event_timestamp"]
+        ]
+        assert (row["behavior_count"] or 0) == len(before)
+        assert (row["item_ids"] or []) == before[-6:]
+        assert (row["partition_count"] or 0) <= len(before) // 4
+    counts = [row["partition_count"] or 0 for row in rows]
+    assert max(counts) == 3
+    assert found.vectors.rows.lengths.tolist() == counts
+    assert found.user_columns
+    assert {"title", "categories", "period"} <= set(found.item_columns)
+
+
+def test_samples_with_and_without_liber_are_the_same_behaviors(tmp_path: Path) -> None:
+    repo = materialized_repo(tmp_path / "repo")
+    liber, baseline = load_samples(repo, features="liber"), load_samples(repo, features="baseline")
+    assert liber.fingerprint == baseline.fingerprint
+    assert liber.table.select(baseline.table.column_names).equals(baseline.table)
+
+
+def never_applied(folder: Path) -> Path:
+    return copy_feature_repo(folder)
+
+
+def applied_without_data(folder: Path) -> Path:
+    repo = loaded_repo(folder)
+    shutil.rmtree(repo / "data" / "behaviors")
+    return repo
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder, "has no feature_store.yaml"),
+        (never_applied, "was never applied"),
+        (applied_without_data, "liber load"),
+        (loaded_repo, "feast materialize"),
+    ],
+    ids=["no repo", "not applied", "not loaded", "not materialized"],
+)
+def test_a_store_that_lacks_a_step_names_it(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    with pytest.raises(StoreNotReady, match=message) as error:
+        load_samples(make(tmp_path / "repo"), features="liber")
+    assert "\n" not in error.value.message
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run `python -m training fit` in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["training", "fit", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("features", ["baseline", "liber"])
+def test_the_command_fits_exports_and_ends_with_its_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, features: str
+) -> None:
+    materialized_repo(tmp_path / "feature_repo")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--features", features, "--epochs", "1", "--batch-size", "16"]
+    assert run_command(monkeypatch, *arguments) == 0
+    shown = capsys.readouterr()
+    assert f"-> runs/din-{features}" in shown.out.splitlines()[-1]
+    assert "fitting" in shown.err
+    assert run_command(monkeypatch, *arguments, "--overwrite", "--json") == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    run = load_artifact(tmp_path / "runs" / f"din-{features}")
+    assert figures["run"] == f"runs/din-{features}"
+    assert figures["auc"] == json.loads((run.folder / "metrics.json").read_text())["auc"]
+    assert run.spec.memory_width == (6 if features == "liber" else 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbone", "dinn"], "Error: backbone 'dinn' is unknown. Known: din"),
+        (["--backbone", "json:loads"], "is no torch.nn.Module"),
+        (["--repo", "nowhere"], "Error: nowhere has no feature_store.yaml"),
+        (["--run", "."], "Error: . exists. Choose another --run"),
+    ],
+)
+def test_the_command_refuses_bad_input_in_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(monkeypatch, *arguments) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err.splitlines()[-1]
+    assert shown.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_is_a_command(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "training", "fit", "--features", "no such"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 2
+    assert "'no such' is not one of 'baseline', 'liber'" in found.stderr

@@ -1,0 +1,110 @@
+"""Export a fitted backbone as a run folder, whole or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from liber_feast.artifact import FUSION_FOLDER, RunFacts, write_artifact
+from liber_feast.errors import ArtifactError
+from liber_feast.fusion import AttentionFusion, save_fusion
+from training.data import SERVING_SERVICE, TRAINING_SERVICE, Samples
+from training.fit import FitOptions, FittedRun
+
+
+def check_run_folder(folder: Path, *, overwrite: bool) -> None:
+    """Check that a run may be written to `folder`.
+
+    Raises:
+        ArtifactError: it exists, and `overwrite` was not asked for or it is no folder.
+    """
+    if folder.exists() and not (overwrite and folder.is_dir()):
+        raise ArtifactError(f"{folder} exists. Choose another --run, or replace it with --overwrite.")
+
+
+def export_run(
+    fitted: FittedRun, *, folder: Path, samples: Samples, options: FitOptions, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write the run folder and return its metrics. A reader sees the old run, none, or the new one.
+
+    Raises:
+        ArtifactError: see `check_run_folder`.
+    """
+    metrics = run_metrics(fitted, samples=samples)
+    with replaced_folder(folder, overwrite=overwrite) as whole:
+        version = None
+        fusion = find_fusion(fitted.model)
+        if fusion is not None and samples.encoder_version is not None:
+            extra = {"run": folder.name, "backbone": options.backbone, "seed": options.seed}
+            version = save_fusion(fusion, whole / FUSION_FOLDER, encoder_version=samples.encoder_version, extra=extra)
+        facts = run_facts(fitted, samples=samples, options=options, fusion_version=version)
+        write_artifact(whole, facts=facts, spec=fitted.spec, model=fitted.model, metrics=metrics)
+    return metrics
+
+
+def run_facts(fitted: FittedRun, *, samples: Samples, options: FitOptions, fusion_version: str | None) -> RunFacts:
+    """Return what config.json says of the run."""
+    config: Any = getattr(fitted.model, "config", None)
+    return RunFacts(
+        backbone=options.backbone,
+        backbone_config=dict(options.backbone_config) if config is None else asdict(config),
+        features=samples.features,
+        feature_service=SERVING_SERVICE[samples.features],
+        training_service=TRAINING_SERVICE[samples.features],
+        encoder_version=samples.encoder_version,
+        fusion_version=fusion_version,
+        seed=options.seed,
+        like_above=samples.like_above,
+        data_fingerprint=samples.fingerprint,
+    )
+
+
+def run_metrics(fitted: FittedRun, *, samples: Samples) -> dict[str, Any]:
+    """Return the figures of the run as JSON values; `auc` and `log_loss` are those of the test part."""
+    labels = samples.labels
+    return {
+        **asdict(fitted.test),
+        "validation_auc": fitted.validation.auc,
+        "validation_log_loss": fitted.validation.log_loss,
+        "sample_count": len(labels),
+        **{f"{name}_count": len(rows) for name, rows in fitted.split.parts().items()},
+        **{f"{name}_like_rate": float(labels[rows].mean()) for name, rows in fitted.split.parts().items()},
+        "best_epoch": fitted.best_epoch,
+        "epochs": fitted.epochs,
+        "fit_seconds": fitted.seconds,
+    }
+
+
+def find_fusion(model: nn.Module) -> AttentionFusion | None:
+    """Return the fusion layer of a backbone, None where it has none."""
+    return next((module for module in model.modules() if isinstance(module, AttentionFusion)), None)
+
+
+@contextmanager
+def replaced_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that takes its place at the end, or vanishes on an error.
+
+    Raises:
+        ArtifactError: see `check_run_folder`; also where the folder cannot be written.
+    """
+    check_run_folder(folder, overwrite=overwrite)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be written: {error.strerror}.") from error
+    try:
+        whole = scratch / "run"
+        whole.mkdir()
+        yield whole
+        check_run_folder(folder, overwrite=overwrite)
+        if folder.exists():
+            folder.rename(scratch / "old")
+        whole.rename(folder)
+    finally:
+        shutil.rmtree(scratch)

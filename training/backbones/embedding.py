@@ -1,0 +1,138 @@
+"""What every backbone embeds: user and item fields, behaviors with their feedback, and LIBER's fused vector.
+
+Shape suffixes: B samples in the batch, N behaviors, P sealed partitions, D vector width, F fields, E embedding
+width, T code slots, V numbers, W = width of an item or behavior (its fields and its feedback, side by side).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from liber_feast.fusion import AttentionFusion
+from liber_feast.inputs import InputShape
+
+Batch = dict[str, Tensor]
+FEEDBACK_COUNT = 3  # there, liked, standardized rating
+INITIAL_DEVIATION = 0.05
+LENGTH_GROUPS = 8
+
+
+class FieldEmbedding(nn.Module):
+    """Embed the fields of one side: (..., T) codes and (..., V, 2) numbers -> (..., F, E).
+
+    A field of several codes is the mean of those that are there; code 0 and a missing number are the zero vector.
+    """
+
+    def __init__(self, *, slots: Sequence[int], code_count: int, number_count: int, width: int) -> None:
+        super().__init__()
+        self.slots = list(slots)
+        self.codes = nn.Embedding(code_count, width, padding_idx=0)
+        self.numbers = nn.Parameter(torch.empty(number_count, 2, width))
+        nn.init.normal_(self.codes.weight, std=INITIAL_DEVIATION)
+        nn.init.normal_(self.numbers, std=INITIAL_DEVIATION)
+        with torch.no_grad():
+            self.codes.weight[0] = 0
+
+    @property
+    def field_count(self) -> int:
+        return len(self.slots) + len(self.numbers)
+
+    def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
+        fields = [
+            self.codes(part) if slots == 1 else self._mean(part)[..., None, :]
+            for part, slots in zip(codes.split(self.slots, dim=-1), self.slots, strict=True)
+        ]
+        if len(self.numbers):
+            fields.append(torch.einsum("...vk,vke->...ve", numbers, self.numbers))
+        return torch.cat(fields, dim=-2)
+
+    def _mean(self, codes: Tensor) -> Tensor:
+        """Return (..., E) for (..., slots): the mean over the codes that are there, zeros where none is."""
+        flat = F.embedding_bag(codes.flatten(0, -2), self.codes.weight, mode="mean", padding_idx=0)
+        return flat.unflatten(0, codes.shape[:-1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embedded:
+    """A batch, embedded."""
+
+    fields_BFE: Tensor
+    """User fields, candidate fields, dense features and, with LIBER, the fused vector (equation 7)."""
+    candidate_BW: Tensor
+    history_BNW: Tensor
+    mask_BN: Tensor
+
+
+class InputEmbedding(nn.Module):
+    """Embed a batch of `liber_feast.inputs`; behaviors and candidates share the item embeddings.
+
+    With LIBER (`shape.memory_width` > 0) the batch holds `vectors` and `sealed`, which the fusion turns into one
+    vector, or `fused`, the same vector computed before; both give the same fields.
+    """
+
+    def __init__(self, shape: InputShape, *, width: int) -> None:
+        super().__init__()
+        self.user = FieldEmbedding(
+            slots=shape.user_slots, code_count=shape.user_code_count, number_count=shape.user_number_count, width=width
+        )
+        self.item = FieldEmbedding(
+            slots=shape.item_slots, code_count=shape.item_code_count, number_count=shape.item_number_count, width=width
+        )
+        self.dense = nn.Parameter(torch.empty(shape.dense_count, width).normal_(std=INITIAL_DEVIATION))
+        self.feedback = nn.Parameter(torch.empty(FEEDBACK_COUNT, width).normal_(std=INITIAL_DEVIATION))
+        self.wanted = nn.Parameter(torch.empty(width).normal_(std=INITIAL_DEVIATION))
+        self.behavior_width = (self.item.field_count + 1) * width
+        self.field_count = self.user.field_count + self.item.field_count + shape.dense_count
+        self.fusion: AttentionFusion | None = None
+        if shape.memory_width:
+            self.fusion = AttentionFusion(width=shape.memory_width, fused_width=shape.fused_width)
+            self.project = (
+                nn.Linear(shape.fused_width, width, bias=False) if shape.fused_width != width else nn.Identity()
+            )
+            self.field_count += 1
+
+    def forward(self, batch: Batch) -> Embedded:
+        item_BFE = self.item(batch["item_codes"], batch["item_numbers"])
+        fields = [item_BFE, batch["dense"][..., None] * self.dense]
+        if self.user.field_count:
+            fields.insert(0, self.user(batch["user_codes"], batch["user_numbers"]))
+        if self.fusion is not None:
+            fields.append(self.project(self.fused(batch))[:, None])
+        wanted_BE = self.wanted.expand(len(item_BFE), -1)
+        return Embedded(
+            fields_BFE=torch.cat(fields, dim=1),
+            candidate_BW=torch.cat([item_BFE.flatten(1), wanted_BE], dim=-1),
+            history_BNW=self.behaviors(batch),
+            mask_BN=batch["history_mask"],
+        )
+
+    def fused(self, batch: Batch) -> Tensor:
+        """Return the fused vector (B, F) of equation 6, computed here unless the batch brings it."""
+        if "fused" in batch:
+            return batch["fused"]
+        assert self.fusion is not None, "a batch without LIBER has no fused vector"
+        vectors_BPD, sealed_BP = batch["vectors"], batch["sealed"]
+        # On a GPU the padding is cheaper than waiting for the lengths.
+        return self.fusion(vectors_BPD, sealed_BP) if vectors_BPD.is_cuda else self._by_length(vectors_BPD, sealed_BP)
+
+    def _by_length(self, vectors_BPD: Tensor, sealed_BP: Tensor) -> Tensor:
+        """Fuse samples of like partition counts together: most have few, and padding costs as much as partitions."""
+        assert self.fusion is not None
+        length_B = (sealed_BP * torch.arange(1, sealed_BP.shape[1] + 1)).amax(dim=1).clamp(min=1)
+        order_B = length_B.argsort()
+        fused = [
+            self.fusion(vectors_BPD[rows, : int(length_B[rows[-1]])], sealed_BP[rows, : int(length_B[rows[-1]])])
+            for rows in order_B.tensor_split(LENGTH_GROUPS)
+            if len(rows)
+        ]
+        return torch.cat(fused)[order_B.argsort()]
+
+    def behaviors(self, batch: Batch) -> Tensor:
+        """Return the behaviors (B, N, W): the item's fields and one more for what the user thought of it."""
+        item_BNFE = self.item(batch["history_codes"], batch["history_numbers"])
+        there_BN = batch["history_mask"].to(item_BNFE.dtype)
+        told_BN3 = torch.stack([there_BN, batch["history_liked"].to(item_BNFE.dtype), batch["history_rating"]], dim=-1)
+        return torch.cat([item_BNFE.flatten(2), told_BN3 @ self.feedback], dim=-1)

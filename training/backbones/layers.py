@@ -1,0 +1,54 @@
+"""Layers that several backbones share: Dice, PReLU and the output MLP."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Activation = Literal["dice", "prelu", "relu"]
+
+
+class Dice(nn.Module):
+    """The data adaptive activation of DIN: `p * x + (1 - p) * alpha * x`, p = sigmoid of the normalized x.
+
+    Any leading shape; the last one is the width. The normalization has no affine part.
+    """
+
+    def __init__(self, width: int, *, epsilon: float = 1e-9) -> None:
+        super().__init__()
+        self.normalize = nn.BatchNorm1d(width, eps=epsilon, affine=False)
+        self.alpha = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = torch.sigmoid(self.normalize(x.reshape(-1, x.shape[-1])).view_as(x))
+        return p * x + (1 - p) * self.alpha * x
+
+
+class PReLU(nn.Module):
+    """`max(0, x) + alpha * min(0, x)` with an alpha per unit of the last axis (torch's has them on axis 1)."""
+
+    def __init__(self, width: int, *, start: float = 0.25) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.alpha * x)
+
+
+def activation(name: Activation, *, width: int) -> nn.Module:
+    """Return the activation called `name` for inputs of `width`."""
+    if name == "dice":
+        return Dice(width)
+    return PReLU(width) if name == "prelu" else nn.ReLU()
+
+
+def mlp(
+    width: int, *, hidden: Sequence[int], activation_name: Activation = "relu", dropout: float = 0.0
+) -> nn.Sequential:
+    """Return linear layers, an activation and dropout after each, and a linear output: (..., width) -> (..., 1)."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(width, size), activation(activation_name, width=size), nn.Dropout(dropout)]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, 1))
