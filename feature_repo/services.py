@@ -1,6 +1,7 @@
 """What training and serving read."""
 
 from feast import FeatureService
+
 from views import behavior_sequence, fused_vector, item_attributes, long_term_memory, user_profile
 
 ctr_baseline = FeatureService(

@@ -2,9 +2,10 @@
 
 from datetime import timedelta
 
-from entities import item, user
 from feast import BatchFeatureView, FeatureView, Field
 from feast.types import Array, Float32, Float64, Int64, String
+
+from entities import item, user
 from sources import (
     behavior_log,
     behavior_push,
