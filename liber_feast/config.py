@@ -1,6 +1,6 @@
 """The engine block of feature_store.yaml, `batch_engine`, checked key by key.
 
-Every error is one line that names the key. Values only: live things are made from them in `engine.py`.
+Every error is one line that names the key. Values only: live things are made from them in `job.py`.
 """
 
 import difflib
@@ -45,7 +45,7 @@ class EncoderConfig(_Block):
     """BERT and the width of its frozen PCA (equation 4)."""
 
     model: str = "bundled"
-    """`bundled`, a hub id or a local path. Another model is another encoder version: vectors are made anew."""
+    """`bundled`, a hub id or a local path. Fixed once the PCA is fitted; move `data/encoder` away to encode anew."""
     width: PositiveInt = 32
     """Floats per text; a partition's vector has twice as many. Fixed once the PCA is fitted."""
 

@@ -3,7 +3,7 @@
 Identical texts are encoded once, in a run and across runs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,13 @@ import numpy.typing as npt
 from liber_feast.errors import ConfigError
 from liber_feast.interest import Progress
 from liber_feast.memory import Memory
-from liber_feast.memory.texts import add_vectors, distinct_texts, known_vectors, texts_without_vector
+from liber_feast.memory.texts import (
+    add_vectors,
+    distinct_text_count,
+    distinct_texts,
+    known_vectors,
+    texts_without_vector,
+)
 from liber_feast.pca import FrozenPca, TooFewTexts, fit_pca, load_pca
 
 if TYPE_CHECKING:
@@ -32,6 +38,7 @@ class Encoding:
     def __init__(self, *, folder: Path, model: str, width: int) -> None:
         self.folder, self.model, self.width = folder, model, width
         self.missing_count = 0
+        self._unfit_count = 0  # distinct texts that did not fit a PCA
         self._bert: BertEncoder | None = None
         self._pca: FrozenPca | None = None
 
@@ -60,17 +67,18 @@ class Encoding:
             self._bert = open_bert(self.model)
         return self._bert
 
-    def run(self, memory: Memory, *, progress: Progress) -> int:
-        """Encode every text of the memory that has no vector; return how many went through BERT.
+    def run(self, memory: Memory, *, progress: Progress, user_keys: Sequence[int] | None = None) -> int:
+        """Encode every text that has no vector, of all users or of some; return how many went through BERT.
 
-        While there are fewer distinct texts than the PCA is wide nothing is encoded and `missing_count` is set.
+        The PCA is fitted on the texts of all users, and then every text gets its vector. While there are fewer
+        distinct texts than the PCA is wide nothing is encoded and `missing_count` is set.
         """
         pca = self.pca()
         if pca is None:
             return self._fit(memory, progress)
         self.missing_count = 0  # another process may have fitted it
         with memory.reading() as connection:
-            waiting = texts_without_vector(connection, pca.version)
+            waiting = texts_without_vector(connection, pca.version, user_keys=user_keys)
             known = known_vectors(connection, list(waiting), encoder_version=pca.version)
         ids = {key: text_ids for key, (_text, text_ids) in waiting.items()}
         _keep(memory, known, ids=ids, pca=pca)
@@ -85,16 +93,19 @@ class Encoding:
 
     def _fit(self, memory: Memory, progress: Progress) -> int:
         with memory.reading() as connection:
+            count = distinct_text_count(connection)
+            if count <= self._unfit_count:  # BERT would say the same again
+                return 0
+            self.missing_count = max(0, self.width - count)
+            if self.missing_count:
+                return 0
             every = distinct_texts(connection)
-        self.missing_count = max(0, self.width - len(every))
-        if self.missing_count:
-            return 0
         bert = self.bert()
         vectors = bert.encode(list(every.values()), progress=_of(progress, len(every)))
         try:
             pca = fit_pca(vectors, width=self.width, model=self.model, model_hash=bert.model_hash)
         except TooFewTexts as error:  # texts that differ can still encode alike
-            self.missing_count = error.missing_count
+            self.missing_count, self._unfit_count = error.missing_count, len(every)
             return len(every)
         with memory.writing():  # of two runs that fit at once, the PCA saved first stays
             if self.pca() is None:

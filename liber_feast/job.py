@@ -16,7 +16,7 @@ from liber_feast.fuser import Fuser, open_fuser
 from liber_feast.interest import InterestLearner
 from liber_feast.llm.extractive import ExtractiveLearner
 from liber_feast.materialize import Job
-from liber_feast.memory import Memory
+from liber_feast.memory import Memory, publications
 from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.offline_read import locate
 from liber_feast.online import FeastOnlineSink
@@ -37,9 +37,24 @@ def open_registry(config: RepoConfig) -> BaseRegistry:
     return FeatureStore(repo_path=str(repo_folder(config)), config=config).registry
 
 
-def open_memory(config: RepoConfig) -> Memory:
-    """Open the memory of a feature repo, making it where there is none."""
-    return Memory.open(config.batch_engine.memory, base=repo_folder(config))
+def open_memory(config: RepoConfig, *, create: bool = True) -> Memory:
+    """Open the memory of a feature repo, making it where there is none.
+
+    Raises:
+        StoreNotReady: there is none and `create` is false.
+    """
+    return Memory.open(config.batch_engine.memory, base=repo_folder(config), create=create)
+
+
+def forget_online(config: RepoConfig) -> None:
+    """Let the next publishing write the whole online store anew, which was torn down."""
+    try:
+        memory = open_memory(config, create=False)
+    except StoreNotReady:  # then nothing was ever online
+        return
+    with memory.writing() as connection:
+        publications.forget_online(connection)
+    memory.close()
 
 
 def liber_views(registry: BaseRegistry, *, project: str) -> dict[str, FeatureView]:

@@ -16,7 +16,7 @@ from liber_feast.encoding import Encoding
 from liber_feast.fuser import Fuser
 from liber_feast.interest import InterestLearner, Progress, learn
 from liber_feast.memory import Appended, Memory
-from liber_feast.memory.store import FUSION_ACTIVATION, FUSION_FOLDER
+from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.partition import Condition, DriftCondition
 from liber_feast.publish import DeltaSink, OnlineSink, Publisher
 from liber_feast.title_vectors import TitleVectors
@@ -135,31 +135,28 @@ class Job:
         report.shift_count += counts.shift_count
         with report.timed("encode"):
             was_fitted = self.encoding.pca() is not None
-            report.encoded_count += self.encoding.run(self.memory, progress=progress)
+            due = user_keys if was_fitted else None
+            report.encoded_count += self.encoding.run(self.memory, progress=progress, user_keys=due)
             report.missing_text_count = self.encoding.missing_count
         with report.timed("publish"):
             # Once the PCA is fitted, the vectors of everybody's earlier texts are due.
-            published = self.publisher().publish(user_keys=user_keys if was_fitted else None)
+            published = self.publisher().publish(user_keys=due)
         for stage, count in published.items():
             report.published[stage] = report.published.get(stage, 0) + count
 
     def use_fusion(self, folder: str) -> None:
         """Bring weights into use, by their folder relative to the feature repo; the next publishing writes all anew."""
-        if self.memory.setting(FUSION_FOLDER) != folder:
-            activation = int(self.memory.setting(FUSION_ACTIVATION) or 0) + 1
-            self.memory.keep_setting(FUSION_ACTIVATION, str(activation))  # one too many is no harm
-            self.memory.keep_setting(FUSION_FOLDER, folder)
+        self.memory.keep_setting(FUSION_FOLDER, folder)
 
     def publisher(self) -> Publisher:
-        """Return the publisher of this job's memory, with the fusion weights of this moment."""
+        """Return the publisher of this job's memory."""
         pca = self.encoding.pca()
         encoder_version = pca.version if pca else None
         return Publisher(
             memory=self.memory,
             tables=self.tables,
             online=self.online,
-            fuser=self.fuser(encoder_version),
-            activation=self.memory.setting(FUSION_ACTIVATION) or "0",
+            fuser=self.fuser,
             encoder_version=encoder_version,
             vector_width=self.encoding.width,
             memory_window=self.memory_window,

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 
 from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, RATING, TIMESTAMP, USER
 from liber_feast.fuser import Fuser
-from liber_feast.memory.schema import behaviors, partitions, settings, texts
+from liber_feast.memory.schema import behaviors, partitions, texts
+from liber_feast.memory.settings import setting
 from liber_feast.memory.texts import (
     SHIFT,
     SUMMARY,
@@ -52,14 +53,6 @@ _TIME_FIELDS = ((EVENT_TIME, TIMESTAMP), (CREATED_TIME, TIMESTAMP))
 def text_version(*, prompt_version: str, model: str) -> str:
     """Return the version under which a text is published."""
     return f"{prompt_version}/{model}"
-
-
-def fused_version(fuser: Fuser, *, encoder_version: str, activation: str) -> str:
-    """Return the version under which fused vectors are published.
-
-    Weights that come into use again, after others, are published again: hence the number of the activation.
-    """
-    return f"{fuser.version}/{encoder_version}/{activation}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,18 +162,12 @@ class Projection:
 
     def newest_fused_rows(self, user_keys: Sequence[int], *, created_time: int) -> pa.Table:
         """Return the newest row of `fused_vector` of each user that has a vector."""
-        return self.fused_rows(list(self._newest_windows(user_keys)), created_time=created_time)
+        return self.fused_rows(self._newest_windows(user_keys), created_time=created_time)
 
     def windows(self, user_keys: Sequence[int]) -> dict[PartitionKey, list[PartitionVector]]:
         """Return, for every partition with a vector, it and those before it, the last M."""
-        found: dict[PartitionKey, list[PartitionVector]] = {}
-        window: list[PartitionVector] = []
-        for one in self.vectors(user_keys):
-            if window and window[-1].user_key != one.user_key:
-                window = []
-            window = [*window, one][-self.memory_window :]
-            found[one.user_key, one.partition_index] = window
-        return found
+        every = self._windows(user_keys)
+        return {(window[-1].user_key, window[-1].partition_index): window for window in every}
 
     def behavior_rows(self, user_keys: Sequence[int]) -> dict[str, pa.Table]:
         """Return the newest rows of `behaviors` and `behavior_sequence` of each user."""
@@ -217,14 +204,15 @@ class Projection:
             "behavior_sequence": self._table(sequences, fields),
         }
 
-    def _newest_windows(self, user_keys: Sequence[int]) -> Iterator[list[PartitionVector]]:
+    def _newest_windows(self, user_keys: Sequence[int]) -> list[list[PartitionVector]]:
+        return list({window[-1].user_key: window for window in self._windows(user_keys)}.values())
+
+    def _windows(self, user_keys: Sequence[int]) -> Iterator[list[PartitionVector]]:
         window: list[PartitionVector] = []
         for one in self.vectors(user_keys):
             if window and window[-1].user_key != one.user_key:
-                yield window
                 window = []
             window = [*window, one][-self.memory_window :]
-        if window:
             yield window
 
     def _table(self, rows: Sequence[dict[str, Any]], fields: Sequence[tuple[str, pa.DataType]]) -> pa.Table:
@@ -244,7 +232,7 @@ class Projection:
         return pa.int64() if self._kept_type(column) == "int64" else pa.string()
 
     def _kept_type(self, column: str) -> str | None:
-        return self.connection.scalar(sa.select(settings.c.value).where(settings.c.name == f"{column}_type"))
+        return setting(self.connection, f"{column}_type")
 
 
 def _ids(values: Sequence[str], kind: pa.DataType) -> pa.Array:

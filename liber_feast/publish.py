@@ -20,14 +20,18 @@ from liber_feast.memory.publications import (
     Publication,
     PublishedRow,
     finish,
+    forget_stage,
+    maker_of,
+    next_to_restore,
     next_unfinished,
     plan,
     unpublished_texts,
     unpublished_vectors,
+    version_in_use,
 )
 from liber_feast.memory.schema import users
 from liber_feast.memory.texts import SHIFT, SUMMARY, user_chunks
-from liber_feast.projection import FUSED, VECTOR, Projection, fused_version
+from liber_feast.projection import FUSED, VECTOR, Projection
 
 VIEWS: Mapping[str, str] = {
     SUMMARY: "partition_summary",
@@ -36,6 +40,8 @@ VIEWS: Mapping[str, str] = {
     FUSED: "fused_vector",
 }
 """The feature view that each stage fills, in the order of publishing."""
+USERS_PER_WRITE = 1_000
+"""Users whose online rows are written in one transaction, where they are not part of a publication."""
 
 
 class OnlineSink(Protocol):
@@ -52,6 +58,10 @@ class DeltaSink:
 
     path: Path
 
+    def is_made(self) -> bool:
+        """Return whether the table is there."""
+        return DeltaTable.is_deltatable(str(self.path))
+
     def make(self, rows: pa.Table) -> None:
         """Make the table with the schema of `rows`, where it is not there."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +70,7 @@ class DeltaSink:
     def append(self, rows: pa.Table, *, app_id: str, version: int) -> bool:
         """Append `rows` as commit `version` of `app_id`; return False where the table has it already."""
         location = str(self.path)
-        if DeltaTable.is_deltatable(location):
+        if self.is_made():
             seen = DeltaTable(location).transaction_version(app_id)
             if seen is not None and seen >= version:
                 return False
@@ -80,9 +90,8 @@ class Publisher:
     memory: Memory
     tables: Mapping[str, DeltaSink]
     online: OnlineSink
-    fuser: Fuser
-    activation: str
-    """The number under which the fusion weights came into use."""
+    fuser: Callable[[str | None], Fuser]
+    """The fusion in use with vectors of an encoder version, asked in every transaction."""
     encoder_version: str | None
     vector_width: int
     memory_window: int
@@ -92,14 +101,19 @@ class Publisher:
     def publish(self, *, user_keys: Sequence[int] | None = None) -> dict[str, int]:
         """Publish what is not, of all users or of some; return the number of rows by stage.
 
-        First, what a crashed run left half-written is finished.
+        First, what a crashed run left half-written is finished. A Delta table that was lost is written anew, and so
+        is the online store after `forget_online`.
         """
         counts = dict.fromkeys(VIEWS, 0)
+        with self.memory.writing() as connection:  # a table is made only after this was committed
+            self._forget_lost_tables(connection)
+            self._versions(connection)
         self._finish_all(counts)
         with self.memory.writing() as connection:
             self._make_tables(connection)
             self._plan(connection, user_keys)
         self._finish_all(counts)
+        self._restore_online()
         self.publish_sequences()
         return counts
 
@@ -108,7 +122,7 @@ class Publisher:
         written = 0
         while True:
             with self.memory.writing() as connection:
-                stale = sa.select(users.c.user_key).where(users.c.is_sequence_stale).limit(1_000)
+                stale = sa.select(users.c.user_key).where(users.c.is_sequence_stale).limit(USERS_PER_WRITE)
                 keys = connection.scalars(stale.with_for_update()).all()
                 if not keys:
                     return written
@@ -118,13 +132,30 @@ class Publisher:
                 connection.execute(fresh)
                 written += len(keys)
 
+    def _restore_online(self) -> None:
+        """Write every newest row of an online store that was emptied; where it crashes, the next one goes on."""
+        created_time = self.clock()
+        while True:
+            with self.memory.writing() as connection:
+                keys = next_to_restore(connection, count=USERS_PER_WRITE)
+                if not keys:
+                    return
+                projection = self._projection(connection)
+                for stage, view in VIEWS.items():
+                    self._write_online(view, _online_rows(projection, stage, keys, created_time=created_time))
+
+    def _forget_lost_tables(self, connection: sa.Connection) -> None:
+        for stage, table in self.tables.items():
+            if not table.is_made():
+                forget_stage(connection, stage, done_time=self.clock())
+
     def _make_tables(self, connection: sa.Connection) -> None:
         """Make the tables that are not there, so that a join finds no row rather than no table."""
         projection = self._projection(connection)
         if not projection.knows_ids():  # a table of the wrong type of ids could never take a row
             return
         for stage, table in self.tables.items():
-            if not DeltaTable.is_deltatable(str(table.path)):
+            if not table.is_made():
                 table.make(_no_rows(projection, stage))
 
     def _plan(self, connection: sa.Connection, user_keys: Sequence[int] | None) -> None:
@@ -135,8 +166,7 @@ class Publisher:
             )
         if self.encoder_version is None:
             return
-        versions = {VECTOR: self.encoder_version, FUSED: self._fused_version()}
-        for stage, version in versions.items():
+        for stage, version in self._versions(connection).items():
             waiting = unpublished_vectors(
                 connection, stage, version=version, encoder_version=self.encoder_version, user_keys=user_keys
             )
@@ -168,7 +198,8 @@ class Publisher:
             app_id = f"liber/{self.memory.identity}"
             self.tables[publication.stage].append(rows, app_id=app_id, version=publication.publication_id)
         for some in user_chunks(user_keys):
-            self._write_online(VIEWS[publication.stage], _online_rows(projection, publication, some))
+            found = _online_rows(projection, publication.stage, some, created_time=publication.created_time)
+            self._write_online(VIEWS[publication.stage], found)
         return len(rows)
 
     def _delta_rows(self, projection: Projection, publication: Publication, user_keys: Sequence[int]) -> pa.Table:
@@ -179,11 +210,12 @@ class Publisher:
             )
         if publication.stage == VECTOR:
             version = publication.rows[0].version
-            found = projection.vectors(user_keys, encoder_version=version)
+            encoder_version = maker_of(version)
+            found = projection.vectors(user_keys, encoder_version=encoder_version)
             kept = (one for one in found if ((one.user_key, one.partition_index), version) in wanted)
-            return projection.vector_rows(kept, encoder_version=version)
+            return projection.vector_rows(kept, encoder_version=encoder_version)
         # Rows of a fusion that is no longer in use are superseded: the one in use has publications of its own.
-        version = self._fused_version()
+        version = self._versions(projection.connection)[FUSED]
         windows = [window for key, window in projection.windows(user_keys).items() if (key, version) in wanted]
         return projection.fused_rows(windows, created_time=publication.created_time)
 
@@ -191,13 +223,19 @@ class Publisher:
         if len(rows):
             self.online.write(view, rows)
 
-    def _fused_version(self) -> str:
-        return fused_version(self.fuser, encoder_version=self.encoder_version or "", activation=self.activation)
+    def _versions(self, connection: sa.Connection) -> dict[str, str]:
+        """Return the version under which vectors and fused vectors are published now."""
+        encoder = self.encoder_version or ""
+        fusion = f"{self.fuser(self.encoder_version).version}/{encoder}"
+        return {
+            VECTOR: version_in_use(connection, VECTOR, made_by=encoder),
+            FUSED: version_in_use(connection, FUSED, made_by=fusion),
+        }
 
     def _projection(self, connection: sa.Connection) -> Projection:
         return Projection(
             connection=connection,
-            fuser=self.fuser,
+            fuser=self.fuser(self.encoder_version),
             encoder_version=self.encoder_version,
             vector_width=self.vector_width,
             memory_window=self.memory_window,
@@ -213,9 +251,9 @@ def _no_rows(projection: Projection, stage: str) -> pa.Table:
     return projection.fused_rows((), created_time=0)
 
 
-def _online_rows(projection: Projection, publication: Publication, user_keys: Sequence[int]) -> pa.Table:
-    if publication.stage in (SUMMARY, SHIFT):
-        return projection.newest_text_rows(publication.stage, user_keys=user_keys)
-    if publication.stage == VECTOR:
+def _online_rows(projection: Projection, stage: str, user_keys: Sequence[int], *, created_time: int) -> pa.Table:
+    if stage in (SUMMARY, SHIFT):
+        return projection.newest_text_rows(stage, user_keys=user_keys)
+    if stage == VECTOR:
         return projection.memory_rows(user_keys)
-    return projection.newest_fused_rows(user_keys, created_time=publication.created_time)
+    return projection.newest_fused_rows(user_keys, created_time=created_time)

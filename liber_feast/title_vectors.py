@@ -11,19 +11,22 @@ from liber_feast.waves import Catalog
 
 
 class TitleVectors:
-    """Encodes each item's title once in the life of the process; an item without a title has no vector."""
+    """Encodes each item's title once in the life of the process.
+
+    An item without a title has no vector; it is looked up again each time, because its title may come later.
+    """
 
     def __init__(self, *, encoding: Encoding, catalog: Catalog) -> None:
         self._encoding, self._catalog = encoding, catalog
-        self._vectors: dict[str, npt.NDArray[np.float32] | None] = {}
+        self._vectors: dict[str, npt.NDArray[np.float32]] = {}
 
     def __call__(self, item_ids: Sequence[str]) -> ItemVectors:
         """Return the vectors of the items that have a title."""
         unknown = [item for item in item_ids if item not in self._vectors]
         titles = {key: item.title for key, item in self._catalog.items(unknown).items() if item.title}
         encoded = self._encoding.bert().encode(list(titles.values())) if titles else ()
-        self._vectors |= dict.fromkeys(unknown) | dict(zip(titles, encoded, strict=True))
-        found = {item: vector for item in item_ids if (vector := self._vectors[item]) is not None}
+        self._vectors |= zip(titles, encoded, strict=True)
+        found = {item: self._vectors[item] for item in item_ids if item in self._vectors}
         width = self._encoding.bert().width
         vectors = np.stack(list(found.values())) if found else np.zeros((0, width), np.float32)
         return ItemVectors.of(list(found), vectors=vectors)

@@ -207,6 +207,7 @@ class TinyBert:
     name: str = "tiny"
     model_hash: str = "0123456789abcdef"
     width: int = 8
+    seed: int = 0
     asked: list[str] = field(default_factory=list)
 
     def encode(
@@ -216,7 +217,7 @@ class TinyBert:
         if progress is not None:
             progress(len(texts))
         seeds = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) for text in texts]
-        rows = [np.random.default_rng(seed).normal(size=self.width) for seed in seeds]
+        rows = [np.random.default_rng(seed + self.seed).normal(size=self.width) for seed in seeds]
         return np.array(rows, np.float32).reshape(len(texts), self.width)
 
 
@@ -231,9 +232,9 @@ class TinyEncoding(Encoding):
         return self.tiny
 
 
-def encode_all(memory: Memory, *, folder: Path, width: int = 2) -> str:
+def encode_all(memory: Memory, *, folder: Path, width: int = 2, seed: int = 0) -> str:
     """Give every text its vector; return the encoder version."""
-    encoding = TinyEncoding(folder=folder, width=width)
+    encoding = TinyEncoding(folder=folder, width=width, bert=TinyBert(seed=seed))
     encoding.run(memory, progress=no_progress)
     pca = encoding.pca()
     assert pca is not None

@@ -160,6 +160,26 @@ def test_texts_that_encode_alike_do_not_fit_a_pca_and_the_missing_ones_are_count
     assert vectors(memory) == {}
 
 
+def test_texts_that_did_not_fit_a_pca_go_through_bert_again_only_when_there_are_more_of_them(tmp_path: Path) -> None:
+    memory, encoding = taught(partition_count=2), TinyEncoding(folder=tmp_path, width=3, bert=DeafBert())
+    run(encoding, memory)
+    assert (run(encoding, memory), encoding.missing_count, len(encoding.tiny.asked)) == (0, 2, 3)
+    taught(partition_count=3, memory=memory)
+    assert run(encoding, memory) == 5
+
+
+def test_once_the_pca_is_fitted_a_run_for_some_users_encodes_their_texts_alone(tmp_path: Path) -> None:
+    memory, encoding = taught(partition_count=2), TinyEncoding(folder=tmp_path)
+    assert encoding.run(memory, progress=no_progress, user_keys=[]) == 3  # the PCA is fitted on everybody's
+    taught(partition_count=3, memory=memory)
+    append_all(memory, [behavior(second, user="bob", item=f"b{second}") for second in range(2)])
+    learn_all(memory)
+    assert encoding.run(memory, progress=no_progress, user_keys=[]) == 0
+    assert encoding.run(memory, progress=no_progress, user_keys=[2]) == 1
+    assert encoding.tiny.asked[-1] == "bob likes the b0, the b1"
+    assert run(encoding, memory) == 2
+
+
 def test_the_first_vectors_do_not_depend_on_the_order_in_which_the_texts_came(tmp_path: Path) -> None:
     first, second = new_memory(), new_memory()
     for memory, order in ((first, ("ann", "bob")), (second, ("bob", "ann"))):
@@ -307,6 +327,15 @@ class UntitledCatalog(SmallCatalog):
         return {key: Item(item_id=key) if key.startswith("x") else item for key, item in found.items()}
 
 
+class LateCatalog(SmallCatalog):
+    """Knows no title until the items are loaded."""
+
+    is_loaded = False
+
+    def items(self, item_ids: Sequence[str]) -> dict[str, Item]:  # type: ignore[override]
+        return dict(super().items(item_ids)) if self.is_loaded else {key: Item(item_id=key) for key in item_ids}
+
+
 def test_titles_are_encoded_once_and_items_without_a_title_have_no_vector(tmp_path: Path) -> None:
     encoding, catalog = TinyEncoding(folder=tmp_path), UntitledCatalog()
     title_vectors = TitleVectors(encoding=encoding, catalog=catalog)
@@ -317,7 +346,15 @@ def test_titles_are_encoded_once_and_items_without_a_title_have_no_vector(tmp_pa
     assert second.table.shape == (2, 8)
     assert (second.vector("b") == first.vector("b")).all()
     assert encoding.tiny.asked == ["the a", "the b", "the c"]
-    assert catalog.asked == ["a", "x1", "b", "c"]
+    assert catalog.asked == ["a", "x1", "b", "c", "x1"]
+
+
+def test_an_item_that_gets_its_title_later_gets_its_vector_then(tmp_path: Path) -> None:
+    encoding, catalog = TinyEncoding(folder=tmp_path), LateCatalog()
+    title_vectors = TitleVectors(encoding=encoding, catalog=catalog)
+    assert len(title_vectors(["a"]).table) == 0
+    catalog.is_loaded = True
+    assert len(title_vectors(["a"]).table) == 1
 
 
 def test_without_any_title_there_is_no_vector_and_nothing_is_encoded(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """The job: what a run does, what a second one leaves alone, and when everybody's vectors are due."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from liber_feast.behavior import Behavior, RatingScale, check_behaviors
 from liber_feast.condition import Condition, DriftCondition, TimeCondition
-from liber_feast.fuser import mean_fuser
+from liber_feast.fuser import Fuser, mean_fuser
 from liber_feast.interest import LearnedText
 from liber_feast.materialize import Job, Report
 from liber_feast.memory.status import memory_status
@@ -21,9 +24,12 @@ from tests.memory_parts import (
     OnlineRows,
     SmallCatalog,
     TickingClock,
+    TinyBert,
     TinyEncoding,
+    append_all,
     behavior,
     contents,
+    learn_all,
     new_memory,
     table_of,
 )
@@ -145,16 +151,50 @@ def test_the_seconds_of_a_stage_are_kept_even_where_it_fails() -> None:
     assert report.seconds["interest"] > 0
 
 
-def test_bringing_other_weights_into_use_publishes_every_fused_vector_anew_and_the_same_ones_none(
+class ClosedBert(TinyBert):
+    """Is never to be asked."""
+
+    def encode(
+        self, texts: Sequence[str], *, progress: Callable[[int], object] | None = None
+    ) -> npt.NDArray[np.float32]:
+        raise AssertionError(f"{len(texts)} texts, {progress}")
+
+
+def with_fusion_in_use(job: Job) -> Job:
+    """Return the job with the mean under the name of the folder in use, and neither LLM nor BERT to ask."""
+
+    def fuser(_encoder_version: str | None) -> Fuser:
+        return replace(mean_fuser(width=4), version=job.memory.setting("fusion_folder") or "mean")
+
+    encoding = TinyEncoding(folder=job.encoding.folder, bert=ClosedBert())
+    return replace(job, fuser=fuser, learner=AwayLearner(), encoding=encoding)
+
+
+def test_other_weights_publish_every_fused_vector_anew_and_the_same_ones_none_without_llm_or_bert(
     tmp_path: Path,
 ) -> None:
     job = job_in(tmp_path)
     push(job, FOUR)
+    job = with_fusion_in_use(job)
     job.use_fusion("data/fusion/1")
     assert job.publisher().publish() == {"summary": 0, "shift": 0, "vector": 0, "fused": 2}
     job.use_fusion("data/fusion/1")
     assert job.publisher().publish()["fused"] == 0
-    job.use_fusion("data/fusion/2")
-    job.use_fusion("data/fusion/1")
-    assert job.publisher().publish()["fused"] == 2
-    assert job.memory.setting("fusion_activation") == "3"
+    for folder in ("data/fusion/2", "data/fusion/1"):
+        job.use_fusion(folder)
+        report = Report()
+        job.drain(report)
+        assert report.published == {"summary": 0, "shift": 0, "vector": 0, "fused": 2}
+        assert isinstance(job.online, OnlineRows)
+        assert job.online.rows["fused_vector"]["ann"]["fusion_version"] == folder
+
+
+def test_a_push_that_seals_nothing_reads_the_texts_of_its_users_alone(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    push(job, FOUR)
+    append_all(job.memory, [behavior(second, user="bob", item=f"b{second}") for second in range(2)])
+    learn_all(job.memory)
+    assert push(job, [behavior(9)]).encoded_count == 0
+    report = Report()
+    job.drain(report)
+    assert (report.encoded_count, report.published["fused"]) == (1, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from liber_feast.errors import ConfigError, MemoryFailure
+from liber_feast.errors import ConfigError, MemoryFailure, RetryableError, StoreNotReady
 from liber_feast.memory import Memory, schema
 from liber_feast.memory.append import Rows, _cached_rows
 from liber_feast.memory.bulk import execute_many, join_pairs
@@ -68,6 +68,38 @@ def test_a_memory_in_a_folder_that_is_not_there_makes_the_folder(tmp_path: Path)
 def test_an_absolute_path_is_not_relative_to_the_repo(tmp_path: Path) -> None:
     Memory.open(f"sqlite:///{tmp_path / 'memory.db'}", base=Path("/nowhere"))
     assert (tmp_path / "memory.db").is_file()
+
+
+def test_a_memory_that_is_not_to_be_made_is_asked_for_in_one_line_and_no_file_is_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotReady, match="Run `feast materialize`"):
+        Memory.open("sqlite:///data/memory.db", base=tmp_path, create=False)
+    assert list(tmp_path.iterdir()) == []
+    identity = new_memory(tmp_path).identity
+    assert Memory.open(URL, base=tmp_path, create=False).identity == identity
+
+
+def test_a_memory_that_another_process_holds_says_so_in_one_line_and_works_afterwards(tmp_path: Path) -> None:
+    new_memory(tmp_path).close()
+    memory = Memory.open(f"{URL}?timeout=0.05", base=tmp_path)
+    other = sqlite3.connect(tmp_path / "memory.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for url in (None, f"{URL}?timeout=0.05"):
+        with pytest.raises(RetryableError) as caught:
+            append_all(memory if url is None else Memory.open(url, base=tmp_path), [behavior(1)])
+        assert caught.value.message == (
+            f"The memory {tmp_path / 'memory.db'} is locked by another process."
+            " Nothing was written; try again when that one is done."
+        )
+    other.execute("ROLLBACK")
+    other.close()
+    assert contents(memory).caches == {}
+    append_all(memory, [behavior(1)])
+    assert len(contents(memory).caches["ann"]) == 1
+
+
+def test_an_error_that_is_no_lock_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(sa.exc.OperationalError), new_memory(tmp_path).reading() as connection:
+        connection.execute(sa.text("SELECT * FROM nothing"))
 
 
 def test_a_memory_of_a_newer_release_is_refused_and_unharmed(tmp_path: Path) -> None:

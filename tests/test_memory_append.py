@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from liber_feast.behavior import Behavior, RatingScale, check_behaviors, microse
 from liber_feast.condition import Condition, CountCondition, DriftCondition, TimeCondition
 from liber_feast.errors import ConfigError, InvalidBehaviors
 from liber_feast.memory import Appended, Memory
+from liber_feast.memory.append import encoded_before
 from liber_feast.memory.status import memory_status
 from liber_feast.partition import ItemVectors, order, partition_hash, seal, seal_time
 from tests.memory_parts import (
@@ -359,3 +362,24 @@ def test_without_an_idle_time_no_cache_is_ever_idle(condition: Condition) -> Non
     append_all(memory, [behavior(0)], condition=condition)
     assert memory.seal_idle(START + timedelta(days=9_999), condition=condition) == 0
     assert contents(memory).caches == {"ann": (behavior(0).behavior_id,)}
+
+
+def test_the_vectors_of_new_and_cached_items_are_made_once_and_before_the_memory_is_locked(tmp_path: Path) -> None:
+    memory, other, asked = new_memory(tmp_path), new_memory(tmp_path), []
+
+    def vectors(item_ids: Sequence[str]) -> ItemVectors:
+        other.keep_setting("written", "while items are encoded")  # would wait for the lock
+        asked.append(list(item_ids))
+        return ItemVectors.of(list(item_ids), vectors=np.eye(len(item_ids), 3))
+
+    rule = DriftCondition(threshold=0.5, minimum=1, maximum=9)
+    for item, second in (("a", 1), ("a", 2), ("b", 3)):
+        memory.append(table_of([behavior(second, item=item)]), condition=rule, item_vectors=vectors)
+    assert asked == [["a"], ["a"], ["a", "b"]]
+    assert len(contents(memory).partitions["ann"][0].behavior_ids) == 2
+
+
+def test_an_item_that_came_in_between_gets_its_vector_after_all() -> None:
+    found = encoded_before(vectors_of, ["a"])
+    assert found(["a"]) is found([])
+    assert set(found(["a", "b"]).rows) == set(vectors_of(["a", "b"]).rows)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from liber_feast.fuser import mean_fuser
 from liber_feast.memory import Memory
 from liber_feast.memory.schema import text_vectors, texts, users
-from liber_feast.projection import Projection, fused_version, text_version
+from liber_feast.projection import Projection, text_version
 from tests.memory_parts import (
     SECOND_US,
     START_US,
@@ -260,7 +260,3 @@ def test_integer_ids_stay_integers_in_every_row(tmp_path: Path) -> None:
     assert tables["behaviors"]["item_id"].to_pylist() == [103]
     assert tables["behavior_sequence"]["item_ids"].to_pylist() == [[100, 101, 102, 103]]
     assert tables["behaviors"].schema.field("item_id").type == pa.int64()
-
-
-def test_a_fused_version_names_the_weights_the_encoder_and_the_activation() -> None:
-    assert fused_version(mean_fuser(width=4), encoder_version="bert-pca", activation="3") == "mean/bert-pca/3"

@@ -1,5 +1,6 @@
 """Publishing: whatever crashes, and whoever publishes at once, each row is written once and the newest is online."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liber_feast.memory.publications
-from liber_feast.fuser import mean_fuser
+import liber_feast.publish
+from liber_feast.fuser import Fuser, mean_fuser
 from liber_feast.memory import Memory
-from liber_feast.memory.publications import next_unfinished
+from liber_feast.memory.publications import forget_online, next_unfinished
 from liber_feast.memory.schema import publications, users
 from liber_feast.publish import VIEWS, DeltaSink, Publisher
 from tests.memory_parts import (
@@ -50,21 +52,23 @@ class FaultyDelta(DeltaSink):
         return is_new
 
 
+def fuser_named(version: str) -> Callable[[str | None], Fuser]:
+    return lambda _encoder_version: replace(mean_fuser(width=4), version=version)
+
+
 def publisher_of(
     memory: Memory,
     folder: Path,
     *,
     version: str | None,
     online: OnlineRows,
-    activation: str = "0",
     clock: Callable[[], int] | None = None,
 ) -> Publisher:
     return Publisher(
         memory=memory,
         tables={stage: FaultyDelta(path=folder / view, faults=online.faults) for stage, view in VIEWS.items()},
         online=online,
-        fuser=mean_fuser(width=4),
-        activation=activation,
+        fuser=fuser_named("mean"),
         encoder_version=version,
         vector_width=2,
         memory_window=2,
@@ -221,14 +225,14 @@ def test_new_behaviors_write_the_new_rows_alone(tmp_path: Path) -> None:
     assert online.rows["partition_summary"]["bob"]["partition_index"] == 2
 
 
-def test_a_new_activation_appends_fused_vectors_with_a_later_created_time_and_nothing_else(tmp_path: Path) -> None:
+def test_other_weights_append_fused_vectors_with_a_later_created_time_and_nothing_else(tmp_path: Path) -> None:
     memory, version = taught(tmp_path)
     online, clock = OnlineRows(), StoppedClock()
     publisher = publisher_of(memory, tmp_path, version=version, online=online, clock=clock)
     publisher.publish()
     before = delta_rows(tmp_path)
     clock.time += SECOND_US
-    activated = replace(publisher, fuser=replace(mean_fuser(width=4), version="trained"), activation="1")
+    activated = replace(publisher, fuser=fuser_named("trained"))
     assert activated.publish() == {**NOTHING, "fused": 5}
     after = delta_rows(tmp_path)
     old, new = ([row for row in after["fused_vector"] if row["fusion_version"] == name] for name in ("mean", "trained"))
@@ -243,9 +247,109 @@ def test_a_new_activation_appends_fused_vectors_with_a_later_created_time_and_no
 def test_weights_that_come_into_use_again_are_published_again(tmp_path: Path) -> None:
     memory, version = taught(tmp_path)
     publisher = publisher_of(memory, tmp_path, version=version, online=OnlineRows())
-    for activation in ("0", "1", "2"):
-        assert replace(publisher, activation=activation).publish()["fused"] == 5
+    for version in ("mean", "trained", "mean"):
+        assert replace(publisher, fuser=fuser_named(version)).publish()["fused"] == 5
     assert len(delta_rows(tmp_path)["fused_vector"]) == 15
+    assert isinstance(publisher.online, OnlineRows)
+    assert {row["fusion_version"] for row in publisher.online.rows["fused_vector"].values()} == {"mean"}
+    newest = {row["user_id"]: row for row in delta_rows(tmp_path)["fused_vector"]}
+    assert publisher.online.rows["fused_vector"] == newest
+
+
+def test_planned_rows_of_weights_that_were_away_for_a_crashed_run_are_written_in_the_end(tmp_path: Path) -> None:
+    memory, version = taught(tmp_path)
+    online = OnlineRows(faults=Faults(steps=12))  # three stages are done
+    publisher = publisher_of(memory, tmp_path, version=version, online=online)
+    with pytest.raises(Crash):
+        publisher.publish()
+    online.faults.steps = online.faults.reached  # the rows are superseded; the first ones of the other weights crash
+    with pytest.raises(Crash):
+        replace(publisher, fuser=fuser_named("trained")).publish()
+    online.faults.steps = None
+    assert publisher.publish()["fused"] == 5
+    assert [row["fusion_version"] for row in delta_rows(tmp_path)["fused_vector"]] == ["mean"] * 5
+
+
+def test_an_encoder_that_comes_into_use_again_is_published_again_and_serves(tmp_path: Path) -> None:
+    memory, first = taught(tmp_path)
+    second = encode_all(memory, folder=tmp_path / "other", seed=1)
+    assert first != second
+    online = OnlineRows()
+    publisher = publisher_of(memory, tmp_path, version=first, online=online)
+    for version in (first, second, first):
+        counts = replace(publisher, encoder_version=version).publish()
+        assert (counts["vector"], counts["fused"]) == (5, 5)
+        assert {row["encoder_version"] for row in online.rows["long_term_memory"].values()} == {version}
+    assert len(delta_rows(tmp_path)["long_term_memory"]) == 15
+
+
+@pytest.mark.parametrize("view", VIEWS.values())
+def test_a_delta_table_that_was_deleted_is_written_anew_and_the_others_are_left_alone(
+    tmp_path: Path, view: str
+) -> None:
+    memory, version = taught(tmp_path)
+    publisher = publisher_of(memory, tmp_path, version=version, online=OnlineRows(), clock=StoppedClock())
+    counts, before = publisher.publish(), delta_rows(tmp_path)
+    shutil.rmtree(tmp_path / view)
+    stage = next(stage for stage, found in VIEWS.items() if found == view)
+    assert publisher.publish() == {**NOTHING, stage: counts[stage]}
+    assert delta_rows(tmp_path) == before
+    assert publisher.publish() == NOTHING
+
+
+def test_a_delta_table_that_was_deleted_after_a_crash_half_way_holds_every_row_once_again(tmp_path: Path) -> None:
+    for steps in range(20):
+        folder = tmp_path / str(steps)
+        memory, version = taught(folder)
+        online = OnlineRows(faults=Faults(steps=steps))
+        publisher = publisher_of(memory, folder, version=version, online=online)
+        with pytest.raises(Crash):
+            publisher.publish()
+        online.faults.steps = None
+        shutil.rmtree(folder / "long_term_memory")
+        publisher.publish()
+        assert [len(rows) for rows in delta_rows(folder).values()] == [5, 3, 5, 5]
+        assert len(online.rows["long_term_memory"]) == 2
+
+
+def forget(memory: Memory) -> None:
+    with memory.writing() as connection:
+        forget_online(connection)
+
+
+def test_an_online_store_that_was_emptied_is_written_anew_and_no_delta_row_is_appended(tmp_path: Path) -> None:
+    memory, version = taught(tmp_path)
+    online = OnlineRows()
+    publisher = publisher_of(memory, tmp_path, version=version, online=online, clock=StoppedClock())
+    publisher.publish()
+    before, tables = dict(online.rows), versions(tmp_path)
+    online.rows.clear()
+    forget(memory)
+    assert publisher.publish() == NOTHING
+    assert (online.rows, versions(tmp_path)) == (before, tables)
+    written = online.write_count
+    publisher.publish()
+    assert online.write_count == written
+
+
+def test_an_online_store_is_written_anew_wherever_the_writing_crashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liber_feast.publish, "USERS_PER_WRITE", 1)
+    memory, version = taught(tmp_path)
+    online = OnlineRows()
+    publisher = publisher_of(memory, tmp_path, version=version, online=online, clock=StoppedClock())
+    publisher.publish()
+    before = dict(online.rows)
+    for steps in range(24):  # before and after: six views of two users
+        online.rows.clear()
+        forget(memory)
+        online.faults.steps = online.faults.reached + steps
+        with pytest.raises(Crash):
+            publisher.publish()
+        online.faults.steps = None
+        publisher.publish()
+        assert online.rows == before
 
 
 def test_fused_rows_planned_before_other_weights_came_into_use_are_never_written(tmp_path: Path) -> None:
@@ -255,7 +359,7 @@ def test_fused_rows_planned_before_other_weights_came_into_use_are_never_written
     with pytest.raises(Crash):
         publisher.publish()
     online.faults.steps = None
-    activated = replace(publisher, fuser=replace(mean_fuser(width=4), version="trained"), activation="1")
+    activated = replace(publisher, fuser=fuser_named("trained"))
     assert activated.publish() == {**NOTHING, "fused": 5}
     rows = delta_rows(tmp_path)["fused_vector"]
     assert [row["fusion_version"] for row in rows] == ["trained"] * 5

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from liber_feast.behavior import BEHAVIOR_ID, EVENT_TIME, ITEM, RATING, USER
 from liber_feast.errors import InvalidBehaviors
-from liber_feast.memory import schema
 from liber_feast.memory.bulk import execute_many, join_pairs
 from liber_feast.memory.schema import behaviors, partitions, users
+from liber_feast.memory.settings import keep_setting, setting
 from liber_feast.partition import (
     NEVER_SEALED,
     Condition,
@@ -70,9 +70,9 @@ _BEHAVIOR = np.dtype(
 def _check_id_types(connection: sa.Connection, table: pa.Table) -> None:
     for column in (USER, ITEM):
         found, name = str(table.schema.field(column).type), f"{column}_type"
-        kept = connection.scalar(sa.select(schema.settings.c.value).where(schema.settings.c.name == name))
+        kept = setting(connection, name)
         if kept is None:
-            connection.execute(schema.settings.insert().values(name=name, value=found))
+            keep_setting(connection, name, found)
         elif kept != found:
             raise InvalidBehaviors(
                 f"behaviors: column {column!r} has type {found}, but the memory holds {kept} ids. Use one type of ids.",
@@ -134,6 +134,19 @@ def seal_idle(connection: sa.Connection, now_us: int, *, condition: Condition) -
     states = {row.user_key: row for row in _select_users(connection, users.c.user_key, keys)}
     rows = _ordered(_cached_rows(connection, keys))
     return _write_partitions(connection, rows, np.zeros(len(rows), np.int64), condition=condition, states=states)
+
+
+def items_in_play(connection: sa.Connection, table: pa.Table) -> list[str]:
+    """Return the ids of the items in `table` and in its users' caches: those whose vectors the drift rule needs."""
+    user_ids = [str(user) for user in pc.unique(table[USER]).to_pylist()]
+    cached = _cached_rows(connection, [row.user_key for row in _select_users(connection, users.c.user_id, user_ids)])
+    return sorted({*cached["item_id"], *(str(item) for item in pc.unique(table[ITEM]).to_pylist())})
+
+
+def encoded_before(item_vectors: VectorsOf, items: Sequence[str]) -> VectorsOf:
+    """Return what gives the vectors of `items` that were made now, and asks again only for others."""
+    vectors, known = item_vectors(items), set(items)
+    return lambda wanted: vectors if known.issuperset(wanted) else item_vectors(wanted)
 
 
 def _sent_rows(connection: sa.Connection, table: pa.Table) -> tuple[Rows, States]:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from liber_feast.memory.schema import publications, published, text_vectors, texts
+from liber_feast.memory.schema import publications, published, text_vectors, texts, users
+from liber_feast.memory.settings import keep_setting, setting
 from liber_feast.memory.texts import SUMMARY, PartitionKey, of_users
 
 ROWS_PER_PUBLICATION = 20_000
+ONLINE_RESTORED_TO = "online_restored_to"
+"""The setting that is there while the online store is written anew: the last user key that it has again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,3 +135,49 @@ def finish(connection: sa.Connection, publication: Publication, *, done_time: in
     """Mark a publication done: its rows are in Delta and online."""
     mark = publications.update().where(publications.c.publication_id == publication.publication_id)
     connection.execute(mark.values(done_time=done_time))
+
+
+def version_in_use(connection: sa.Connection, stage: str, *, made_by: str) -> str:
+    """Return the version under which rows of `stage` are published that `made_by` makes, and keep it.
+
+    What comes into use again, after something else was, gets another version: then its rows are published again.
+    """
+    name = f"{stage}_in_use"
+    kept = setting(connection, name)
+    number, _, before = (kept or f"0/{made_by}").partition("/")
+    version = f"{number}/{made_by}" if before == made_by else f"{int(number) + 1}/{made_by}"
+    if version != kept:
+        keep_setting(connection, name, version)
+    return version
+
+
+def maker_of(version: str) -> str:
+    """Return what made the rows of a version from `version_in_use`."""
+    return version.partition("/")[2]
+
+
+def forget_stage(connection: sa.Connection, stage: str, *, done_time: int) -> None:
+    """Forget that rows of `stage` were published, so that they are planned again."""
+    connection.execute(published.delete().where(published.c.stage == stage))
+    begun = (publications.c.stage == stage) & publications.c.done_time.is_(None)
+    connection.execute(publications.update().where(begun).values(done_time=done_time))
+
+
+def forget_online(connection: sa.Connection) -> None:
+    """Note that the online store is empty: the next publishing writes every newest row again."""
+    connection.execute(users.update().values(is_sequence_stale=True))
+    keep_setting(connection, ONLINE_RESTORED_TO, "0")
+
+
+def next_to_restore(connection: sa.Connection, *, count: int) -> list[int]:
+    """Return the keys of the next users whose online rows are to be written anew, and count them as written.
+
+    The caller writes them in the same transaction.
+    """
+    restored_to = setting(connection, ONLINE_RESTORED_TO)
+    if restored_to is None:
+        return []
+    query = sa.select(users.c.user_key).where(users.c.user_key > int(restored_to)).order_by(users.c.user_key)
+    keys = list(connection.scalars(query.limit(count)))
+    keep_setting(connection, ONLINE_RESTORED_TO, str(keys[-1]) if keys else None)
+    return keys

@@ -5,7 +5,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from liber_feast.memory.schema import behaviors, partitions, publications, text_vectors, texts, users
-from liber_feast.memory.texts import SHIFT, SUMMARY
+from liber_feast.memory.texts import SHIFT, SUMMARY, has_text
 
 
 def memory_status(connection: sa.Connection) -> dict[str, Any]:
@@ -36,15 +36,7 @@ def memory_status(connection: sa.Connection) -> dict[str, Any]:
 
 def _complete(connection: sa.Connection) -> int:
     """Count the partitions with every text that is due: a summary, and from the user's second on a shift."""
-
-    def has(stage: str) -> sa.Exists:
-        return sa.exists().where(
-            texts.c.user_key == partitions.c.user_key,
-            texts.c.partition_index == partitions.c.partition_index,
-            texts.c.stage == stage,
-        )
-
-    return _count(connection, partitions, has(SUMMARY), has(SHIFT) | (partitions.c.partition_index == 0))
+    return _count(connection, partitions, has_text(SUMMARY), has_text(SHIFT) | (partitions.c.partition_index == 0))
 
 
 def _count(connection: sa.Connection, table: sa.Table, *conditions: sa.ColumnElement[bool]) -> int:

@@ -1,6 +1,7 @@
-"""Open the memory and append behaviors to it: append and seal are one transaction."""
+"""The memory as a whole: opened or made, its transactions and settings, and what is appended to it."""
 
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,15 +13,16 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from liber_feast.behavior import microseconds
-from liber_feast.errors import ConfigError, MemoryFailure
+from liber_feast.errors import ConfigError, MemoryFailure, RetryableError, StoreNotReady
 from liber_feast.memory import schema
-from liber_feast.memory.append import Appended, VectorsOf, append, seal_idle
+from liber_feast.memory.append import Appended, VectorsOf, append, encoded_before, items_in_play, seal_idle
+from liber_feast.memory.settings import keep_setting, setting
 from liber_feast.partition import Condition
 
 FUSION_FOLDER = "fusion_folder"
 """The setting that names the fusion weights in use, relative to the feature repo."""
-FUSION_ACTIVATION = "fusion_activation"
-"""The setting that counts how often other fusion weights came into use."""
+LOCK_SECONDS = 60
+"""How long a transaction on SQLite waits for another one; `?timeout=` in the URL says otherwise."""
 
 
 class Memory:
@@ -34,14 +36,18 @@ class Memory:
         self.engine = engine
 
     @classmethod
-    def open(cls, url: str, *, base: Path) -> "Memory":
+    def open(cls, url: str, *, base: Path, create: bool = True) -> "Memory":
         """Open, create or migrate the memory at `url`; a relative SQLite path is relative to `base`.
 
         Raises:
+            StoreNotReady: `create` is false and the SQLite file is not there; no file was made.
             ConfigError: `url` names no database that SQLAlchemy could open.
             MemoryFailure: the database cannot be opened, or was written by a newer release.
+            RetryableError: another process holds it for longer than a transaction waits.
         """
         parsed = _parse(url)
+        if not create:
+            _check_made(parsed, base=base)
         memory = cls(_connect(parsed, base=base))
         try:
             with memory.writing() as connection:
@@ -55,13 +61,12 @@ class Memory:
     def setting(self, name: str) -> str | None:
         """Return a setting kept with the memory, or None."""
         with self.reading() as connection:
-            return connection.scalar(sa.select(schema.settings.c.value).where(schema.settings.c.name == name))
+            return setting(connection, name)
 
     def keep_setting(self, name: str, value: str) -> None:
         """Keep a setting with the memory."""
         with self.writing() as connection:
-            connection.execute(schema.settings.delete().where(schema.settings.c.name == name))
-            connection.execute(schema.settings.insert().values(name=name, value=value))
+            keep_setting(connection, name, value)
 
     def keep_report(self, facts: Mapping[str, Any], *, finished_time: int) -> None:
         """Keep what a run did, for `last_report`."""
@@ -79,8 +84,7 @@ class Memory:
     def identity(self) -> str:
         """The random name a memory gets when it is made; sinks tell memories apart by it."""
         with self.reading() as connection:
-            query = sa.select(schema.settings.c.value).where(schema.settings.c.name == "memory_id")
-            return str(connection.scalars(query).one())
+            return str(setting(connection, "memory_id"))
 
     def close(self) -> None:
         """Give back every connection."""
@@ -88,14 +92,23 @@ class Memory:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """One consistent snapshot."""
-        with self.engine.begin() as connection:
+        """One consistent snapshot.
+
+        Raises:
+            RetryableError: another process holds the memory for longer than a transaction waits.
+        """
+        with _locked_is_retryable(self.engine.url), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """One transaction; on SQLite it takes the write lock at once, so that it cannot fail half-way for it."""
-        with self.engine.execution_options(liber_writing=True).begin() as connection:
+        """One transaction; on SQLite it takes the write lock at once, so that it cannot fail half-way for it.
+
+        Raises:
+            RetryableError: another process holds the memory for longer than a transaction waits.
+        """
+        engine = self.engine.execution_options(liber_writing=True)
+        with _locked_is_retryable(self.engine.url), engine.begin() as connection:
             yield connection
 
     def append(self, table: pa.Table, *, condition: Condition, item_vectors: VectorsOf | None = None) -> Appended:
@@ -106,7 +119,12 @@ class Memory:
 
         Raises:
             InvalidBehaviors: ids of another type than the memory's.
+            RetryableError: another process holds the memory for longer than a transaction waits.
         """
+        if item_vectors is not None and len(table):  # encoding takes long: not while others wait for the lock
+            with self.reading() as connection:
+                items = items_in_play(connection, table)
+            item_vectors = encoded_before(item_vectors, items)
         with self.writing() as connection:
             return append(connection, table, condition=condition, item_vectors=item_vectors)
 
@@ -127,6 +145,33 @@ def _parse(url: str) -> sa.URL:
     return parsed
 
 
+def _file(url: sa.URL, *, base: Path) -> Path | None:
+    """Return the file of a SQLite memory; None where it lives elsewhere."""
+    in_file = url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:"
+    return base / url.database if in_file and url.database else None
+
+
+def _check_made(url: sa.URL, *, base: Path) -> None:
+    path = _file(url, base=base)
+    if path is not None and not path.exists():
+        raise StoreNotReady(f"There is no memory yet at {path}. Run `feast materialize` in the feature repo.")
+
+
+@contextmanager
+def _locked_is_retryable(url: sa.URL) -> Iterator[None]:
+    try:
+        yield
+    except (sa.exc.OperationalError, sqlite3.OperationalError) as error:
+        cause = error.orig if isinstance(error, sa.exc.OperationalError) else error
+        code = cause.sqlite_errorcode if isinstance(cause, sqlite3.OperationalError) else None
+        if code is None or code & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise
+        raise RetryableError(
+            f"The memory {url.database} is locked by another process. Nothing was written; try again when that one"
+            " is done."
+        ) from error
+
+
 def _first_line(error: object) -> str:
     return str(error).split("\n", maxsplit=1)[0].rstrip(".")
 
@@ -134,14 +179,14 @@ def _first_line(error: object) -> str:
 def _connect(url: sa.URL, *, base: Path) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url)
-    if url.database and url.database != ":memory:":
-        path = base / url.database
+    path = _file(url, base=base)
+    if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MemoryFailure(f"The memory {url!r} cannot be made: {path.parent}: {error.strerror}.") from error
         url = url.set(database=str(path))
-    engine = sa.create_engine(url, connect_args={"timeout": 60})
+    engine = sa.create_engine(url, connect_args={} if "timeout" in url.query else {"timeout": LOCK_SECONDS})
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:

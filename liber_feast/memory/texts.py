@@ -53,13 +53,13 @@ class MissingShift:
 
 def missing_summaries(connection: sa.Connection, *, user_keys: Sequence[int] | None = None) -> list[SealedPartition]:
     """Return the sealed partitions without a summary of any version, of all users or of some."""
-    without = _sealed_partitions().where(~_has_text(SUMMARY))
+    without = _sealed_partitions().where(~has_text(SUMMARY))
     return [_sealed(row) for row in of_users(connection, without, partitions.c.user_key, user_keys)]
 
 
 def missing_shifts(connection: sa.Connection, *, user_keys: Sequence[int] | None = None) -> list[MissingShift]:
     """Return the partitions with a summary and no shift that have an earlier summary, of all users or of some."""
-    without = _sealed_partitions().where(partitions.c.partition_index > 0, _has_text(SUMMARY), ~_has_text(SHIFT))
+    without = _sealed_partitions().where(partitions.c.partition_index > 0, has_text(SUMMARY), ~has_text(SHIFT))
     waiting = [_sealed(row) for row in of_users(connection, without, partitions.c.user_key, user_keys)]
     summaries = newest_texts(connection, SUMMARY, user_keys=sorted({one.user_key for one in waiting}))
     indexes: dict[int, list[int]] = {}
@@ -163,13 +163,24 @@ def distinct_texts(connection: sa.Connection) -> dict[str, str]:
     return {row.text_hash: row.text for row in found}
 
 
-def texts_without_vector(connection: sa.Connection, encoder_version: str) -> dict[str, tuple[str, list[int]]]:
-    """Return, by text hash, each text the encoder has not seen and the ids of the rows that wait for it."""
+def distinct_text_count(connection: sa.Connection) -> int:
+    """Return the number of different texts."""
+    return connection.scalar(sa.select(sa.func.count(texts.c.text_hash.distinct()))) or 0
+
+
+def texts_without_vector(
+    connection: sa.Connection, encoder_version: str, *, user_keys: Sequence[int] | None = None
+) -> dict[str, tuple[str, list[int]]]:
+    """Return, by text hash, each text the encoder has not seen and the ids of the rows that wait for it.
+
+    Of all users or of some.
+    """
     encoded = sa.exists().where(
         text_vectors.c.text_id == texts.c.text_id, text_vectors.c.encoder_version == encoder_version
     )
     found: dict[str, tuple[str, list[int]]] = {}
-    for row in connection.execute(sa.select(texts.c.text_id, texts.c.text_hash, texts.c.text).where(~encoded)):
+    waiting = sa.select(texts.c.text_id, texts.c.text_hash, texts.c.text).where(~encoded)
+    for row in of_users(connection, waiting, texts.c.user_key, user_keys):
         found.setdefault(row.text_hash, (row.text, []))[1].append(row.text_id)
     return found
 
@@ -272,7 +283,8 @@ def _sealed_partitions() -> sa.Select[tuple[int, str, int, str]]:
     )
 
 
-def _has_text(stage: str) -> sa.Exists:
+def has_text(stage: str) -> sa.Exists:
+    """Return whether a partition has a text of `stage`, of any version."""
     return sa.exists().where(
         texts.c.user_key == partitions.c.user_key,
         texts.c.partition_index == partitions.c.partition_index,
