@@ -25,8 +25,9 @@ from liber_feast.behavior import BEHAVIOR_ID, EVENT_TIME, ITEM, RATING, USER, Ch
 from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.errors import BadWindow, InvalidBehaviors, StoreNotReady
 from liber_feast.interest import Progress
-from liber_feast.job import liber_views, open_job, open_registry
+from liber_feast.job import forget_online, liber_views, open_job, open_registry
 from liber_feast.materialize import Job, Report
+from liber_feast.offline_pull import Pull
 from liber_feast.offline_read import STAGE, locate, open_snapshot
 
 __all__ = ["LiberComputeEngine", "LiberComputeEngineConfig"]
@@ -80,6 +81,8 @@ class LiberComputeEngine(ComputeEngine):
 
     def teardown_infra(self, project: str, fvs: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Leave the memory: it holds paid texts. `feast teardown` removes online rows, which can be rebuilt."""
+        del project, fvs, entities  # the next materialization writes all of its online rows again
+        forget_online(self.repo_config)
 
     def materialize(
         self, registry: BaseRegistry, tasks: MaterializationTask | list[MaterializationTask], **options: Any
@@ -150,27 +153,28 @@ class LiberComputeEngine(ComputeEngine):
         with report.timed("read"):
             checked = self.check(view, self._read(view, start, end))
         job.append(checked, report)
-        job.seal_idle(end, report)
+        job.seal_idle(min(end, datetime.now(UTC)), report)  # until then a live cache may still grow
         with self._working, _bars(tasks[0].tqdm_builder) as progress:
             job.drain(report, progress=progress)
         job.memory.keep_report(report.facts(), finished_time=job.clock())
         tqdm.write(report.line(), file=sys.stderr)
 
     def _read(self, view: FeatureView, start: datetime, end: datetime) -> pa.Table:
+        """Return the log's rows within [start, end] and those without a time, which `check` refuses."""
         location = locate(view.batch_source, config=self.repo_config, view=view)
         source, schema = location.source, open_snapshot(location).dataset.schema
-        features = [name for name in (ITEM, RATING, BEHAVIOR_ID) if name in schema.names]
-        time = source.timestamp_field
-        rows = self.offline_store.pull_all_from_table_or_query(
+        pull = Pull(
             config=self.repo_config,
-            data_source=source,
-            join_key_columns=[view.join_keys[0]],
-            feature_name_columns=features,
-            timestamp_field=time,
-            start_date=start,
-            end_date=end,
-        ).to_arrow()
-        return rows.rename_columns({view.join_keys[0]: USER, time: EVENT_TIME})
+            source=source,
+            keys=[view.join_keys[0]],
+            features=[name for name in (ITEM, RATING, BEHAVIOR_ID) if name in schema.names],
+            time=source.timestamp_field,
+            created=None,
+            start=start,
+            end=end,
+            with_null_times=True,
+        )
+        return pull.rows().rename_columns({view.join_keys[0]: USER, source.timestamp_field: EVENT_TIME})
 
 
 def _done(task: MaterializationTask) -> MaterializationJob:

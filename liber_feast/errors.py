@@ -5,7 +5,7 @@ LiberError
 ├── DataSetError                a data set folder or file that cannot be read as it is
 ├── InvalidBehaviors            rows that break the behavior schema; nothing of their table was taken
 ├── OutOfOrderBehavior          a stream that is not ordered by (event_time, behavior_id)
-├── BadWindow                   a materialization window whose start is not before its end
+├── BadWindow                   a materialization window that starts after its end
 ├── StoreNotReady               a feature repo that was never applied, loaded or materialized
 ├── EncoderError                model files, PCA files and their versions
 ├── PromptError                 a prompt template that cannot be used
@@ -64,7 +64,7 @@ class OutOfOrderBehavior(LiberError, ValueError):
 
 
 class BadWindow(LiberError, ValueError):
-    """A window that starts at or after its end."""
+    """A window that starts after its end; a window of one instant is allowed."""
 
 
 class StoreNotReady(LiberError):

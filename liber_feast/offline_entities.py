@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
 
-from liber_feast.behavior import EVENT_TIME
+from liber_feast.behavior import EVENT_TIME, microseconds
 from liber_feast.errors import ConfigError
 from liber_feast.gather import one_array
 from liber_feast.offline_read import Snapshot, between, time_values
@@ -149,17 +149,11 @@ def rows_of_window(
     return entity_rows(distinct.take(pa.array(order)).select(joined.column_names))
 
 
-def micros(time: datetime) -> int:
-    """Return a time as microseconds since 1970 UTC; a naive time is UTC."""
-    aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time
-    return int(pa.scalar(aware, pa.timestamp("us", tz="UTC")).value)
-
-
 def _window(view: FeatureView, *, snapshot: Snapshot, start: datetime, end: datetime) -> pa.Table:
     owner = snapshot.location.owner
     time = snapshot.column(snapshot.location.source.timestamp_field)
     keys = {key.frame_name: snapshot.column(key.view_name) for key in join_keys(view)}
-    low, high = micros(start), micros(end)
+    low, high = microseconds(start), microseconds(end)
     where = between(time, snapshot.kind(time), low=low, high=high, unit="us")
     table = snapshot.read([time, *keys.values()], where=where)
     values, unit, known = time_values(table.column(time), owner=owner, name=time)

@@ -1,6 +1,6 @@
 """Read the rows of one source within a window of time: all of them, or the latest of every key.
 
-This is what Feast's own compute engines, saved data sets and feature logs read; views that the plugin computes
+This is what the compute engines, Feast's saved data sets and its feature logs read; views that the plugin computes
 see their source's raw columns here.
 """
 
@@ -14,8 +14,8 @@ from feast import RepoConfig
 from feast.data_source import DataSource
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 
+from liber_feast.behavior import microseconds
 from liber_feast.gather import gather
-from liber_feast.offline_entities import micros
 from liber_feast.offline_read import between, locate, open_snapshot, time_values
 from liber_feast.pit import HIGHEST, LOWEST, Ints, as_of
 
@@ -32,15 +32,19 @@ class Pull:
     created: str | None
     start: datetime | None
     end: datetime | None
+    with_null_times: bool = False
+    """Whether rows without a time are read too, whatever the window; else they are in no window."""
 
     def rows(self) -> pa.Table:
         """Return the rows in their written order; times are UTC, a source without keys gets Feast's dummy key."""
         snapshot = open_snapshot(locate(self.source, config=self.config))
         names = [*self.keys, *self.features, self.time, *([self.created] if self.created else [])]
         names = [snapshot.require(name) for name in (names if self.features else snapshot.dataset.schema.names)]
-        bounds = [None if bound is None else micros(bound) for bound in (self.start, self.end)]
+        bounds = [None if bound is None else microseconds(bound) for bound in (self.start, self.end)]
         kind = snapshot.kind(snapshot.require(self.time))
         where = between(self.time, kind, low=bounds[0], high=bounds[1], unit="us")
+        if where is not None and self.with_null_times:
+            where |= pc.field(self.time).is_null()
         table = snapshot.read(names, where=where)
         for name in filter(None, (self.time, self.created)):
             values, unit, known = time_values(table.column(name), owner=snapshot.location.owner, name=name)

@@ -187,16 +187,23 @@ def time_values(column: pa.ChunkedArray, *, owner: str, name: str) -> tuple[Ints
 
 
 def between(name: str, kind: pa.DataType, *, low: int | None, high: int | None, unit: str) -> pc.Expression | None:
-    """Return the filter low <= column <= high, or None where the bounds are open or the column is no timestamp."""
+    """Return the filter low <= column <= high, or None where the bounds are open or the column is no time.
+
+    A date is its midnight UTC, as in `time_values`.
+    """
+    column = pc.field(name)
+    if pa.types.is_date(kind):
+        kind = pa.timestamp("us")
+        column = column.cast(kind)
     if not pa.types.is_timestamp(kind):
         return None
     parts = []
     if low is not None:
         floor = rescale(np.array([low]), source=unit, target=kind.unit, up=True)[0]
-        parts.append(pc.field(name) >= pa.scalar(int(floor), kind))
+        parts.append(column >= pa.scalar(int(floor), kind))
     if high is not None:
         ceiling = rescale(np.array([high]), source=unit, target=kind.unit)[0]
-        parts.append(pc.field(name) <= pa.scalar(int(ceiling), kind))
+        parts.append(column <= pa.scalar(int(ceiling), kind))
     return parts[0] & parts[-1] if parts else None
 
 

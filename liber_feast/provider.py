@@ -11,11 +11,11 @@ from feast.base_feature_view import BaseFeatureView
 from feast.infra.passthrough_provider import PassthroughProvider
 from feast.infra.registry.base_registry import BaseRegistry
 
-from liber_feast.behavior import EVENT_TIME, USER
+from liber_feast.behavior import EVENT_TIME, REQUIRED, USER
 from liber_feast.engine import BEHAVIORS, LiberComputeEngine
 from liber_feast.errors import ConfigError, InvalidBehaviors
 from liber_feast.job import open_registry
-from liber_feast.offline_read import STAGE, locate
+from liber_feast.offline_read import STAGE, locate, open_snapshot
 
 __all__ = ["LiberProvider"]
 
@@ -27,6 +27,7 @@ class LiberProvider(PassthroughProvider):
         super().__init__(config)
         _refuse_unknown(config)
         _ = config.batch_engine  # reads and checks the whole engine block before Feast writes anything
+        self._log_columns: set[str] = set()
 
     def ingest_df(
         self,
@@ -36,13 +37,18 @@ class LiberProvider(PassthroughProvider):
     ) -> None:
         """Append pushed behaviors to the memory and write online what follows; other views as Feast does.
 
+        Pushed behaviors have the columns of the log: Feast writes them there after this, and refuses others.
+
         Raises:
-            InvalidBehaviors: a row breaks the schema; nothing was taken.
+            InvalidBehaviors: a row breaks the schema, or the columns are not those of the log; nothing was taken.
+            StoreNotReady: there is no log.
         """
         if not isinstance(feature_view, FeatureView) or feature_view.tags.get(STAGE) != BEHAVIORS:
             super().ingest_df(feature_view, df, field_mapping)
             return
-        self.engine.push(self._registry, self._behaviors(feature_view, _as_table(df)))
+        rows = self._behaviors(feature_view, _as_table(df))
+        self._check_columns(feature_view, rows.column_names)
+        self.engine.push(self._registry, rows)
 
     async def ingest_df_async(
         self,
@@ -89,10 +95,33 @@ class LiberProvider(PassthroughProvider):
 
     def _behaviors(self, view: FeatureView, rows: pa.Table) -> pa.Table:
         """Return pushed rows under the names of the behavior schema, their times parsed."""
-        source = self._source(view)
-        mapping = {**(source.field_mapping or {}), source.timestamp_field: EVENT_TIME, view.join_keys[0]: USER}
+        mapping = self._names(view)
         named = rows.rename_columns([mapping.get(name, name) for name in rows.column_names])
         return _with_times(named, name=EVENT_TIME)
+
+    def _names(self, view: FeatureView) -> dict[str, str]:
+        """Return the names of the behavior schema by the source's own, where they differ."""
+        source = self._source(view)
+        return {**(source.field_mapping or {}), source.timestamp_field: EVENT_TIME, view.join_keys[0]: USER}
+
+    def _check_columns(self, view: FeatureView, pushed: list[str]) -> None:
+        """Refuse pushed columns that the log does not have, and a push without one that it has."""
+        if self._log_columns != set(pushed):  # the log may have changed, so it is opened anew
+            mapping, location = self._names(view), locate(view.batch_source, config=self.repo_config, view=view)
+            own = open_snapshot(location).dataset.schema.names
+            self._log_columns = {mapping.get(name, name) for name in own}
+        for name in pushed:
+            if name not in self._log_columns:
+                raise InvalidBehaviors(
+                    f"push: column {name!r} is not in the log of feature view {view.name!r}; the log has"
+                    f" {', '.join(sorted(self._log_columns))}. Add the column to the log, or leave it out.",
+                    column=name,
+                )
+        for name in sorted(self._log_columns.difference(pushed, REQUIRED)):
+            raise InvalidBehaviors(
+                f"push: column {name!r} is missing; the log of feature view {view.name!r} has it. Push it too.",
+                column=name,
+            )
 
 
 def _as_table(df: pd.DataFrame) -> pa.Table:

@@ -108,16 +108,13 @@ def small_data_set() -> DataSet:
 def copy_feature_repo(target: Path, **engine: Any) -> Path:
     """Copy the feature repo without data; `engine` are keys of the engine block to replace."""
     shutil.copytree(FEATURE_REPO, target, ignore=shutil.ignore_patterns("data*", "__pycache__"))
-    path = target / "feature_store.yaml"
-    block = yaml.safe_load(path.read_text(encoding="utf-8"))
-    block["batch_engine"] |= {
+    small = {
         "partition": {"condition": "count", "size": SIZE},
         "encoder": {"model": "bundled", "width": WIDTH},
         "sequence": {"length": LENGTH},
         "memory_window": WINDOW,
-        **engine,
     }
-    path.write_text(yaml.safe_dump(block, sort_keys=False), encoding="utf-8")
+    _set_engine(target, {**small, **engine})
     return target
 
 
@@ -141,9 +138,13 @@ def materialized_repo(target: Path) -> Path:
     return Path(shutil.copytree(_materialized(), target))
 
 
-def repo_to_push_to(target: Path) -> Path:
-    """Return an applied repo without behaviors in its memory, but with the PCA of `materialized_repo`."""
+def repo_to_push_to(target: Path, **engine: Any) -> Path:
+    """Return an applied repo without behaviors in its memory, but with the PCA of `materialized_repo`.
+
+    `engine` are keys of the engine block to replace.
+    """
     repo = loaded_repo(target)
+    _set_engine(repo, engine)
     shutil.copytree(_materialized() / "data" / "encoder", repo / "data" / "encoder")
     return repo
 
@@ -247,6 +248,13 @@ def _folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="feature-repo-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def _set_engine(repo: Path, keys: Mapping[str, Any]) -> None:
+    path = repo / "feature_store.yaml"
+    block = yaml.safe_load(path.read_text(encoding="utf-8"))
+    block["batch_engine"] |= keys
+    path.write_text(yaml.safe_dump(block, sort_keys=False), encoding="utf-8")
 
 
 @contextmanager

@@ -157,6 +157,10 @@ BAD_LOGS = {
     "wrong type": (with_column("rating", pa.array(["good"] * LOG_SIZE)), "column 'rating' has type string"),
     "null item": (with_column("item_id", pa.array(["i0001"] * 76 + [None])), "column 'item_id' is null in 1 rows"),
     "null user": (with_column("user_id", pa.array([None] + ["u"] * 76)), "column 'user_id' is null in 1 rows"),
+    "null time": (
+        with_column("event_timestamp", pa.array([None] + [kit.START] * 76, pa.timestamp("us", "UTC"))),
+        "column 'event_timestamp' is null in 1 rows",
+    ),
     "integer ids": (with_column("user_id", pa.array(range(LOG_SIZE))), "'user_id' has ids of type int64"),
     "rating outside": (with_column("rating", pa.array([4.0] * 76 + [9.0])), "a rating outside the scale 0.5 to 5"),
 }
@@ -243,7 +247,7 @@ def test_bad_arguments_of_liber_end_in_one_line(
         ("load", "synthetic", "--repo", str(nothing)): ("there is no feature_store.yaml", "--repo"),
         ("load", "synthetic", "--users", "0", "--repo", str(repo)): ("users",),
         ("status", "--repo", str(nothing)): ("there is no feature_store.yaml", "--repo"),
-        ("status", "--repo", str(repo)): ("not in the registry of project 'liber'", "Run `feast apply`"),
+        ("status", "--repo", str(repo)): ("was never applied", "Run `feast apply`"),
         ("fuse", str(nothing), "--repo", str(repo)): ("there are no fusion weights",),
     }
     for arguments, parts in wrong.items():

@@ -1,9 +1,12 @@
 """`feast materialize`: once is enough, in any windows, and after whatever went wrong."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from liber_feast import encoding
 from liber_feast.errors import BadWindow, LiberError, StoreNotReady
@@ -93,6 +96,20 @@ def test_a_run_after_a_failed_one_pays_for_what_is_missing_alone(
     assert working.call_count == kit.SEALED_COUNT + kit.SHIFT_COUNT - limit
     for table in kit.PUBLISHED_TABLES:
         assert kit.published(repo, table) == kit.published(whole, table), table
+
+
+def test_an_end_in_the_future_seals_no_cache_that_is_not_idle_yet(tmp_path: Path) -> None:
+    repo = kit.repo_to_push_to(tmp_path / "repo", partition={"condition": "time", "idle_s": "2d"})
+    now = datetime.now(UTC)
+    days = {"idle": (9, 8), "live": (1, 0.5)}
+    rows = [kit.behavior(user, "i0001", at=now - timedelta(days=ago)) for user, agos in days.items() for ago in agos]
+    log = pa.Table.from_pandas(pd.concat(rows), preserve_index=False)
+    write_deltalake(str(repo / "data" / "behaviors"), log, mode="overwrite")
+    store = kit.open_store(repo)
+    store.materialize(kit.START, now + timedelta(days=30))
+    kit.close(store)
+    assert [row["user_id"] for row in kit.published(repo, "partition_summary")] == ["idle"]
+    assert repo_status(repo)["behaviors"] == 4
 
 
 def test_views_of_feast_are_materialized_by_its_own_engine(tmp_path: Path) -> None:

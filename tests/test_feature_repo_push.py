@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, write_deltalake
 from feast import FeatureStore
 from feast.data_source import PushMode
 
@@ -40,6 +41,20 @@ def assert_same_features(one: Path, other: Path) -> None:
     assert kit.online(kit.open_store(one), users, *EVERY_VIEW) == kit.online(kit.open_store(other), users, *EVERY_VIEW)
 
 
+def history(repo: Path) -> list[dict[str, Any]]:
+    """Return every LIBER feature of every user as of every time of the log, and as of now.
+
+    Of behaviors at one time the raw view `behaviors` shows the one that was written last, as Feast has it.
+    """
+    store, users = kit.open_store(repo), kit.users_of(repo)
+    times = [*sorted(set(kit.log_of(repo)["event_timestamp"].to_pylist())), datetime.now(UTC)]
+    entities = pd.DataFrame([(user, time) for time in times for user in users], columns=["user_id", "event_timestamp"])
+    features = kit.features_of(store, *kit.LIBER_VIEWS)
+    found = store.get_historical_features(entities, features, full_feature_names=True).to_arrow()
+    rows: list[dict[str, Any]] = found.drop_columns(["event_timestamp"]).to_pylist()
+    return rows
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_pushing_in_random_micro_batches_equals_one_materialization(tmp_path: Path, seed: int) -> None:
     whole, pushed = kit.materialized_repo(tmp_path / "whole"), kit.repo_to_push_to(tmp_path / "pushed")
@@ -49,6 +64,48 @@ def test_pushing_in_random_micro_batches_equals_one_materialization(tmp_path: Pa
     kit.close(store)
     assert_same_features(whole, pushed)
     assert len(kit.published(pushed, "partition_shift")) == kit.SHIFT_COUNT
+
+
+@pytest.mark.parametrize(("share", "seed"), [(0.0, 3), (0.4, 4)], ids=["nothing", "a part"])
+def test_pushing_to_memory_and_log_equals_one_materialization_of_the_full_log(
+    tmp_path: Path, share: float, seed: int
+) -> None:
+    whole, pushed = kit.materialized_repo(tmp_path / "whole"), kit.repo_to_push_to(tmp_path / "pushed")
+    log = kit.log_of(pushed)
+    known = int(share * len(log))
+    write_deltalake(str(pushed / "data" / "behaviors"), log.slice(0, known), mode="overwrite")
+    store = kit.open_store(pushed)
+    store.materialize(kit.START, kit.END)
+    for batch in micro_batches(log.slice(known), seed=seed):
+        push(store, batch, to=PushMode.ONLINE_AND_OFFLINE)
+    kit.close(store)
+    assert kit.log_of(pushed) == log
+    assert_same_features(whole, pushed)
+    assert history(pushed) == history(whole)
+
+
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "count": {"condition": "count", "size": 3},
+    "span": {"condition": "time", "span_s": "30d"},
+    "span and idle": {"condition": "time", "span_s": "30d", "idle_s": "10d"},
+    "drift": {"condition": "drift", "threshold": 0.6, "minimum": 2, "maximum": 5},
+}
+
+
+@pytest.mark.parametrize("partition", CONDITIONS.values(), ids=CONDITIONS)
+def test_pushes_equal_one_materialization_under_every_condition(tmp_path: Path, partition: dict[str, Any]) -> None:
+    whole, pushed = (kit.repo_to_push_to(tmp_path / name, partition=partition) for name in ("whole", "pushed"))
+    store = kit.open_store(whole)
+    store.materialize(kit.START, kit.END)
+    kit.close(store)
+    store = kit.open_store(pushed)
+    for batch in micro_batches(kit.log_of(pushed), seed=5):
+        push(store, batch)
+    store.materialize(kit.END, kit.END)  # no behavior lies there; a cache that is idle at the end is sealed
+    kit.close(store)
+    counts = {row["behavior_count"] for row in kit.published(whole, "partition_summary")}
+    assert len(counts) > 1 or partition["condition"] == "count"
+    assert_same_features(whole, pushed)
 
 
 def test_materializing_the_start_and_pushing_the_rest_equals_one_materialization(tmp_path: Path) -> None:
@@ -244,6 +301,71 @@ def test_a_refused_push_changes_nothing(
         push(store, change(two_rows()))
     kit.close(store)
     assert state(repo, store) == before
+
+
+UNKNOWN = {
+    "an id": {"behavior_id": ["one", "two"]},
+    "another column": {"note": ["x", "y"]},
+}
+
+
+@pytest.mark.parametrize("mode", [PushMode.ONLINE, PushMode.ONLINE_AND_OFFLINE], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("columns", UNKNOWN.values(), ids=UNKNOWN)
+def test_a_column_that_the_log_lacks_is_refused_before_anything_is_taken(
+    repo: Path, columns: dict[str, list[str]], mode: PushMode
+) -> None:
+    (name,) = columns
+    store = kit.open_store(repo)
+    before = state(repo, store)
+    with pytest.raises(InvalidBehaviors, match=f"column '{name}' is not in the log .* or leave it out") as refused:
+        push(store, two_rows().assign(**columns), to=mode)
+    kit.close(store)
+    assert refused.value.column == name
+    assert "\n" not in str(refused.value)
+    assert state(repo, store) == before
+
+
+def repo_with_ids(target: Path) -> Path:
+    """Return a repo to push to whose empty log has the column behavior_id."""
+    repo = kit.repo_to_push_to(target)
+    empty = kit.log_of(repo).slice(0, 0).append_column("behavior_id", pa.array([], pa.string()))
+    write_deltalake(str(repo / "data" / "behaviors"), empty, mode="overwrite", schema_mode="overwrite")
+    return repo
+
+
+def test_ids_are_used_where_the_log_has_them(tmp_path: Path) -> None:
+    repo = repo_with_ids(tmp_path / "repo")
+    store, again = kit.open_store(repo), two_rows().iloc[:1]
+    push(store, two_rows().assign(behavior_id=["one", "two"]), to=PushMode.ONLINE_AND_OFFLINE)
+    push(store, pd.concat([again, again]).assign(behavior_id=["one", "three"]))  # one is known, three a second one
+    store.materialize(kit.START, kit.END)
+    kit.close(store)
+    assert repo_status(repo)["behaviors"] == 3
+    log = DeltaTable(str(repo / "data" / "behaviors")).to_pyarrow_table()
+    assert sorted(log["behavior_id"].to_pylist()) == ["one", "two"]
+
+
+def test_a_push_without_ids_is_refused_where_the_log_has_them(tmp_path: Path) -> None:
+    repo = repo_with_ids(tmp_path / "repo")
+    store = kit.open_store(repo)
+    with pytest.raises(InvalidBehaviors, match="column 'behavior_id' is missing; the log .* has it"):
+        push(store, two_rows(), to=PushMode.ONLINE_AND_OFFLINE)
+    kit.close(store)
+    assert not (repo / "data" / "memory.db").exists()
+
+
+def test_a_column_added_to_the_log_can_be_pushed_from_then_on(tmp_path: Path) -> None:
+    repo = kit.repo_to_push_to(tmp_path / "repo")
+    store, rows = kit.open_store(repo), two_rows().assign(note=["x", "y"])
+    with pytest.raises(InvalidBehaviors, match="column 'note' is not in the log"):
+        push(store, rows, to=PushMode.ONLINE_AND_OFFLINE)
+    log = kit.log_of(repo)
+    noted = log.append_column("note", pa.array([""] * len(log)))
+    write_deltalake(str(repo / "data" / "behaviors"), noted, mode="overwrite", schema_mode="overwrite")
+    push(store, rows, to=PushMode.ONLINE_AND_OFFLINE)
+    kit.close(store)
+    assert repo_status(repo)["behaviors"] == 2
+    assert len(kit.log_of(repo)) == len(log) + 2
 
 
 def test_feast_refuses_a_push_without_a_feature_of_the_view_by_its_name(repo: Path) -> None:

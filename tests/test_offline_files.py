@@ -1,6 +1,7 @@
 """The files behind the offline store: schemas, pulls, appends, saved data sets, logs, and files that are missing."""
 
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liber_feast.errors import ConfigError, StoreNotReady
+from liber_feast.offline_pull import Pull
 from liber_feast.offline_read import feast_types, locate, open_snapshot
 from liber_feast.offline_store import LiberOfflineStore
-from tests.offline_repo import delta, entity_frame, open_store, parquet, rows_of, second, times, user, write_parquet
+from tests.offline_repo import (
+    START,
+    delta,
+    entity_frame,
+    open_store,
+    parquet,
+    rows_of,
+    second,
+    times,
+    user,
+    write_parquet,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(Saving dataset|Retrieving datasets) is an experimental feature:RuntimeWarning"
@@ -144,6 +157,41 @@ def test_a_pull_reads_the_window_both_ends_included(
         best[key if keyed else None] = max(best.get(key if keyed else None, ((-1, -1, -1), -1)), (rank, age))
     newest = STORE.pull_latest_from_table_or_query(*asked).to_arrow()
     assert newest.column("age").to_pylist() == [age for _, age in best.values()]
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64()], ids=str)
+def test_a_pull_reads_the_window_of_dates(shared_store: FeatureStore, kind: pa.DataType) -> None:
+    days = [START + timedelta(days=count) for count in range(5)]
+    at = pa.array([day.date() for day in days] + [None], kind)
+    write_parquet(shared_store.config.repo_path / "days.parquet", {"user_id": pa.array(["a"] * 6), "at": at})
+
+    def pulled(low: datetime, high: datetime) -> list[datetime]:
+        asked = (shared_store.config, parquet("days.parquet"), ["user_id"], ["user_id"], "at", None, low, high)
+        rows: list[datetime] = STORE.pull_all_from_table_or_query(*asked).to_arrow().column("at").to_pylist()
+        return rows
+
+    moment = timedelta(microseconds=1)
+    assert pulled(days[1], days[3]) == days[1:4]
+    assert pulled(days[1] + moment, days[3] - moment) == days[2:3]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.date32()], ids=str)
+def test_rows_without_a_time_are_pulled_only_when_asked_for(shared_store: FeatureStore, kind: pa.DataType) -> None:
+    columns = {"age": pa.array([1, 2, 3, 4], pa.int64()), "at": pa.array([None, START, START + timedelta(9)] + [None])}
+    columns["at"] = columns["at"].cast(pa.timestamp("us", "UTC")).cast(kind)
+    write_parquet(shared_store.config.repo_path / "nulls.parquet", columns)
+    pull = Pull(
+        config=shared_store.config,
+        source=parquet("nulls.parquet"),
+        keys=[],
+        features=["age"],
+        time="at",
+        created=None,
+        start=START,
+        end=START + timedelta(1),
+    )
+    assert pull.rows().column("age").to_pylist() == [2]
+    assert replace(pull, with_null_times=True).rows().column("age").to_pylist() == [1, 2, 4]
 
 
 def test_a_pull_without_features_or_dates_reads_every_column(ages: FeatureStore) -> None:
