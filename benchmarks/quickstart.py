@@ -39,6 +39,7 @@ def main(data: str) -> None:
         "summaries",
         "shifts",
         "calls_per_user",
+        "calls_this_run",
         "texts_encoded",
     )
     figures = {name: facts[name] for name in kept}

@@ -37,7 +37,7 @@ def load(
     """Write a data set's behaviors, items and users as the Delta tables of the feature repo."""
     from liber_feast.repo import load_data_set  # noqa: PLC0415 (commands import what they need, when they run)
 
-    facts = load_data_set(data, repo=repo, seed=seed, users=users, behaviors=behaviors, move_aside=move_aside)
+    facts = load_data_set(data, repo=repo, say=_say, seed=seed, users=users, behaviors=behaviors, move_aside=move_aside)
     show(facts, title=f"loaded {facts['name']} -> {repo / 'data'}", as_json=as_json)
 
 
@@ -87,6 +87,10 @@ def show(facts: dict[str, Any], *, title: str, as_json: bool) -> None:
         shown = ", ".join(f"{key}: {one}" for key, one in value.items()) if isinstance(value, dict) else value
         table.add_row(name.replace("_", " "), f"{shown:,}" if isinstance(shown, int) else str(shown))
     Console().print(table)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from liber_feast.fields import Floats
 from liber_feast.ragged import Ragged, list_values, unique_rows
 
 VECTORS = "vectors"
+ONE_ENCODER = "Run `feast materialize`, which encodes every text with the encoder of feature_store.yaml."
+REBUILD = "Restore the table from a copy, or move data/ away, then load and materialize again."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -65,8 +67,7 @@ def concatenate(parts: Sequence[PartitionVectors]) -> PartitionVectors:
     widths = sorted({table.shape[1] for table in tables})
     if len(widths) > 1:
         raise DataSetError(
-            f"column {VECTORS!r} holds vectors of the widths {widths}. Rebuild them with one encoder"
-            " (`liber republish`)."
+            f"column {VECTORS!r} holds vectors of the widths {widths}, so of several encoders. {ONE_ENCODER}"
         )
     starts = np.cumsum([0, *(len(part.table) for part in parts)])
     table, position = unique_rows(np.concatenate(tables))
@@ -86,8 +87,5 @@ def check_finite(values: pa.Array, *, name: str, offsets: npt.NDArray[np.int64])
     bad = np.flatnonzero(~np.isfinite(floats))
     if len(bad):
         row = int(np.searchsorted(offsets, bad[0], side="right")) - 1
-        raise DataSetError(
-            f"column {name!r} has a value that is not finite in row {row}. Rebuild the vectors from the memory"
-            " (`liber republish`), and look at the encoder or the fusion weights that wrote it."
-        )
+        raise DataSetError(f"column {name!r} has a value that is not finite in row {row}. {REBUILD}")
     return floats

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,21 @@ from rich.console import Console
 from rich.table import Table
 
 from liber_feast.behavior import EVENT_TIME, ITEM, USER
-from liber_feast.errors import LiberError
+from liber_feast.errors import ConfigError, LiberError
 from liber_feast.job import open_memory
-from liber_feast.repo import DESCRIPTION, open_store, repo_status
+from liber_feast.repo import DESCRIPTION, fits_prompt, open_applied_store, repo_status
 
-SERVER_START_S = 120
+SERVER_START_S, SERVER_STOP_S, SCORE_S = 120, 10, 30
 SCORED_COUNT = 10
 FITS = ("baseline", "liber")
 
 
 class StepFailed(LiberError):
-    """A step of the quickstart ended with an error, which stands above on stderr."""
+    """A step of the quickstart failed; what it wrote stands above on stderr."""
 
-    def __init__(self, *, command: str, exit_code: int) -> None:
+    def __init__(self, *, command: str, reason: str) -> None:
         self.command = command
-        super().__init__(f"The quickstart stopped: `{command}` ended with exit code {exit_code}; its error is above.")
+        super().__init__(f"The quickstart stopped: `{command}` {reason}")
 
 
 class Steps:
@@ -50,16 +51,19 @@ class Steps:
         """Run a command; return the JSON object of its last line of stdout, where `is_json`.
 
         Raises:
-            StepFailed: it ended with another exit code than 0.
+            StepFailed: it could not be started, ended with another exit code than 0, or without its figures.
         """
         shown = _shown(command, cwd)
         sys.stderr.write(f"\n$ {shown}\n")
         sys.stderr.flush()
         with self.timed(name):
-            done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE if is_json else sys.stderr, check=False)
+            try:
+                done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE if is_json else sys.stderr, check=False)
+            except OSError as error:
+                raise StepFailed(command=shown, reason=f"cannot be started: {error.strerror}.") from error
         if done.returncode:
-            raise StepFailed(command=shown, exit_code=done.returncode)
-        return dict(json.loads(done.stdout.decode().splitlines()[-1])) if is_json else {}
+            raise StepFailed(command=shown, reason=_ended(done.returncode))
+        return _figures(done.stdout, command=shown) if is_json else {}
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -76,6 +80,8 @@ def run_quickstart(
 
     Raises:
         StepFailed: a step failed.
+        ConfigError: the feature repo asks for texts about another kind of data.
+        LiberError: the server was not ready in time, or did not score.
     """
     steps = Steps()
     _load(steps, data, repo=repo, users=users, behaviors=behaviors)
@@ -96,7 +102,11 @@ def _load(steps: Steps, data: str, *, repo: Path, users: int | None, behaviors: 
     command = [*_liber(), "load", data, "--repo", str(repo), "--move-aside", "--json"]
     for name, value in (("--users", users), ("--behaviors", behaviors)):
         command += [] if value is None else [name, str(value)]
-    steps.run("load", command)
+    loaded = steps.run("load", command)
+    if not fits_prompt(loaded["prompt"], in_use=loaded["prompt_in_use"]):
+        raise ConfigError(
+            f"set interest: {{prompt: {loaded['prompt']}}} in {repo / 'feature_store.yaml'}, then run again"
+        )
 
 
 def _fit(steps: Steps, features: str, *, repo: Path, runs: Path) -> dict[str, Any]:
@@ -116,25 +126,46 @@ def _serve_and_score(steps: Steps, *, repo: Path, model: Path) -> dict[str, Any]
     with steps.timed("serve"), subprocess.Popen(command, stdout=sys.stderr) as server:
         try:
             _wait_until_healthy(server, port=port, command=_shown(command, None))
-            body = json.dumps({"user_id": user_id, "item_ids": item_ids}).encode()
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/v1/score", body, {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=30) as reply:
-                return dict(json.load(reply))
+            return score(f"http://127.0.0.1:{port}/v1/score", {"user_id": user_id, "item_ids": item_ids})
         finally:
-            server.terminate()
+            stop(server)
+
+
+def score(url: str, question: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask for scores over HTTP.
+
+    Raises:
+        LiberError: no answer, or a refusal; the message holds the reply's text.
+    """
+    request = urllib.request.Request(url, json.dumps(question).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=SCORE_S) as reply:
+            return dict(json.load(reply))
+    except urllib.error.HTTPError as error:
+        text = " ".join(error.read().decode(errors="replace").split())
+        raise LiberError(f"{url} answered {error.code}: {text}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise LiberError(f"{url} did not answer with scores: {error}") from error
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End a server, by force where it does not end when asked."""
+    server.terminate()
+    try:
+        server.wait(SERVER_STOP_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
 
 
 def _wait_until_healthy(server: subprocess.Popen[bytes], *, port: int, command: str) -> None:
     until = time.monotonic() + SERVER_START_S
     while time.monotonic() < until:
         if server.poll() is not None:
-            raise StepFailed(command=command, exit_code=server.returncode)
+            raise StepFailed(command=command, reason=_ended(server.returncode))
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1):
                 return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
+        except OSError:
             time.sleep(0.2)
     raise LiberError(f"The server of `{command}` was not ready within {SERVER_START_S} s.")
 
@@ -153,18 +184,19 @@ def _whom_and_what(repo: Path) -> tuple[str, list[str]]:
 def _facts(
     steps: Steps, *, repo: Path, runs: Path, fits: Mapping[str, Mapping[str, Any]], scored: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Return the figures: what is held by now, and of calls and encoded texts also those of this run alone."""
     status = repo_status(repo)
-    store = open_store(repo)
+    store = open_applied_store(repo)
     report = open_memory(store.config).last_report() or {}
     texts = store.get_online_features(
         features=["partition_summary:summary", "partition_shift:shift"], entity_rows=[{USER: scored["user_id"]}]
     ).to_dict()
-    calls = status["summaries"] + status["shifts"]
     return {
         "data_set": json.loads((repo / "data" / DESCRIPTION).read_text(encoding="utf-8"))["name"],
         **{name: status[name] for name in ("behaviors", "users", "sealed_partitions", "summaries", "shifts")},
-        "calls_per_user": round(calls / max(1, status["users"]), 2),
-        "texts_encoded": sum(status["encoder_versions"].values()),
+        "calls_per_user": round((status["summaries"] + status["shifts"]) / max(1, status["users"]), 2),
+        "calls_this_run": report.get("summary_count", 0) + report.get("shift_count", 0),
+        "texts_encoded": report.get("encoded_count", 0),
         "step_seconds": steps.seconds,
         "materialize_seconds": {stage: round(seconds, 1) for stage, seconds in report.get("seconds", {}).items()},
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
@@ -179,9 +211,11 @@ def _facts(
 def _show(facts: Mapping[str, Any]) -> None:
     console = Console()
     table = Table(title=f"Quickstart on {facts['data_set']}", title_justify="left", show_header=False)
-    for name in ("behaviors", "users", "sealed_partitions", "summaries", "shifts", "texts_encoded"):
+    for name in ("behaviors", "users", "sealed_partitions", "summaries", "shifts"):
         table.add_row(name.replace("_", " "), f"{facts[name]:,}")
-    table.add_row("interest-backend calls per user", f"{facts['calls_per_user']:.2f}")
+    table.add_row("interest-backend calls per user, so far", f"{facts['calls_per_user']:.2f}")
+    table.add_row("interest-backend calls, this run", f"{facts['calls_this_run']:,}")
+    table.add_row("texts encoded, this run (equal ones once)", f"{facts['texts_encoded']:,}")
     for name, title in (("step_seconds", "seconds by step"), ("materialize_seconds", "of these, materialize")):
         table.add_row(title, ", ".join(f"{step} {seconds:g}" for step, seconds in facts[name].items()))
     table.add_row("peak memory of a step", f"{facts['peak_memory_mib']:,} MiB")
@@ -200,7 +234,8 @@ def _ranking(scores: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _liber() -> list[str]:
-    return [sys.executable, "-m", "liber_feast.cli"]
+    own = Path(_script("liber"))
+    return [str(own)] if own.is_absolute() else [sys.executable, "-m", "liber_feast.cli"]
 
 
 def _script(name: str) -> str:
@@ -209,12 +244,25 @@ def _script(name: str) -> str:
     return str(own) if own.exists() else name
 
 
+def _ended(exit_code: int) -> str:
+    return f"ended with exit code {exit_code}; its error is above."
+
+
+def _figures(stdout: bytes, *, command: str) -> dict[str, Any]:
+    """Return the JSON object of the last line of a step's stdout.
+
+    Raises:
+        StepFailed: there is none.
+    """
+    try:
+        return dict(json.loads(stdout.decode().splitlines()[-1]))
+    except (IndexError, ValueError, TypeError) as error:
+        raise StepFailed(command=command, reason="ended without its figures on stdout.") from error
+
+
 def _shown(command: Sequence[str], cwd: Path | None) -> str:
-    """Return the command as a user would type it."""
-    words = [
-        Path(word).name if Path(word).is_absolute() and Path(word).parent.name == "bin" else word for word in command
-    ]
-    line = (
-        shlex.join(words).replace("python -m liber_feast.cli", "liber").replace("python3 -m liber_feast.cli", "liber")
-    )
+    """Return the command as a user would type it: programs of this Python's environment by their names."""
+    own = Path(sys.executable).parent
+    program, *arguments = command
+    line = shlex.join([Path(program).name if Path(program).parent == own else program, *arguments])
     return f"cd {cwd} && {line}" if cwd else line

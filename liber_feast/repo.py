@@ -3,18 +3,26 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from feast import FeatureStore
+import sqlalchemy as sa
+from feast import FeatureStore, RepoConfig
+from feast.errors import FeastError, FeastObjectNotFoundException
+from feast.repo_config import FeastConfigError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from liber_feast.datasets import describe, read_data_set, write_data_set
-from liber_feast.errors import ArtifactError, ConfigError, DataSetError
+from liber_feast.config import LiberComputeEngineConfig
+from liber_feast.datasets import DataSet, describe, read_data_set, write_data_set
+from liber_feast.errors import ArtifactError, ConfigError, DataSetError, StoreNotReady
+from liber_feast.feast_cli import user_message
 from liber_feast.fuser import load_fusion
-from liber_feast.job import liber_views, open_memory, repo_folder
+from liber_feast.job import active_fuser, liber_views, open_encoding, open_learner, open_memory, repo_folder
 from liber_feast.materialize import Job, Report
+from liber_feast.memory import Memory
 from liber_feast.memory.schema import behaviors
 from liber_feast.memory.status import memory_status
 from liber_feast.provider import LiberProvider
@@ -23,20 +31,55 @@ DESCRIPTION = "dataset.json"
 
 
 def open_store(repo: Path) -> FeatureStore:
-    """Open a feature repo.
+    """Open a feature repo, applied or not.
 
     Raises:
-        ConfigError: the folder has no feature_store.yaml, or the file cannot be used.
+        StoreNotReady: the folder has no feature_store.yaml.
+        ConfigError: the file cannot be used.
     """
     if not (repo / "feature_store.yaml").is_file():
-        raise ConfigError(f"{repo}: there is no feature_store.yaml. Name the feature repo with --repo.")
-    return FeatureStore(repo_path=str(repo))
+        raise StoreNotReady(f"{repo}: there is no feature_store.yaml. Name the folder of the feature repo with --repo.")
+    with feast_errors(repo):
+        return FeatureStore(repo_path=str(repo))
+
+
+def open_applied_store(repo: Path) -> FeatureStore:
+    """Open a feature repo that was applied; nothing is written to it.
+
+    Raises:
+        StoreNotReady: there is no feature repo, or one that was never applied.
+        ConfigError: its feature_store.yaml cannot be used.
+    """
+    store = open_store(repo)
+    registry = store.config.registry.path
+    # Feast would create an empty registry file, and the folders above it, on the first look.
+    if "://" not in registry and not (repo / registry).is_file():
+        raise StoreNotReady(f"{repo} was never applied: {registry} is missing. Run `feast apply` in {repo}.")
+    return store
+
+
+@contextmanager
+def feast_errors(repo: Path) -> Iterator[None]:
+    """Raise errors of Feast as ours, in one line.
+
+    Raises:
+        StoreNotReady: the registry lacks what was asked for.
+        ConfigError: every other error of Feast that a user can correct.
+    """
+    try:
+        yield
+    except FeastObjectNotFoundException as error:
+        line = str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")
+        raise StoreNotReady(f"{repo}: {line}. Run `feast apply` in {repo}.") from error
+    except (FeastError, FeastConfigError, YAMLError) as error:
+        raise ConfigError(f"{repo}: {user_message(error)}") from error
 
 
 def load_data_set(
     source: str,
     *,
     repo: Path,
+    say: Callable[[str], object],
     seed: int = 0,
     users: int | None = None,
     behaviors: int | None = None,
@@ -44,15 +87,22 @@ def load_data_set(
 ) -> dict[str, Any]:
     """Read a data set and write it into a feature repo; return its counts.
 
+    `say` gets a line about what was moved, and one for each key of feature_store.yaml that does not fit the data.
+
     Raises:
         DataSetError: the source cannot be read, or the repo holds another data set and `move_aside` is False.
+        ConfigError: with `move_aside`, features of the other data set lie outside the folder that is moved.
     """
     store = open_store(repo)
     data_set = read_data_set(source, seed=seed, users=users, behaviors=behaviors)
     facts = describe(data_set)
-    _make_room(store, repo, facts, move_aside=move_aside)
+    moved = _make_room(store, repo, facts, move_aside=move_aside)
+    if moved:
+        say(f"Moved {repo / 'data'} to {moved}.")
     write_data_set(data_set, repo)
-    block = store.config.batch_engine
+    block: LiberComputeEngineConfig = store.config.batch_engine
+    for line in unfit_keys(data_set, block=block):
+        say(f"Warning: {repo / 'feature_store.yaml'}: {line}")
     return {
         "name": data_set.name,
         **data_set.counts,
@@ -63,19 +113,43 @@ def load_data_set(
     }
 
 
+def unfit_keys(data_set: DataSet, *, block: LiberComputeEngineConfig) -> list[str]:
+    """Return a line for each key of the engine block that does not fit the data set: what to set, and why."""
+    lines = []
+    if not fits_prompt(data_set.prompt, in_use=block.interest.prompt):
+        lines.append(
+            f"set `interest: {{prompt: {data_set.prompt}}}`; texts about {data_set.name} would be those of the template"
+            f" {block.interest.prompt!r}."
+        )
+    wanted, used = data_set.scale, block.behavior.rating_scale()
+    if not used.low <= wanted.low <= wanted.high <= used.high or wanted.like_above != used.like_above:
+        lines.append(
+            f"set `behavior: {{scale: [{wanted.low:g}, {wanted.high:g}], like_above: {wanted.like_above:g}}}`; ratings"
+            f" of {data_set.name} do not fit [{used.low:g}, {used.high:g}] and {used.like_above:g}."
+        )
+    return lines
+
+
+def fits_prompt(wanted: str, *, in_use: str) -> bool:
+    """Return whether a data set's template is in use, or one of the user's own."""
+    return wanted == in_use or in_use.endswith(".toml")
+
+
 def repo_status(repo: Path) -> dict[str, Any]:
-    """Return what the memory and the stores of a feature repo hold.
+    """Return what the memory and the stores of a feature repo hold; nothing is written.
 
     Raises:
-        StoreNotReady: the repo was never applied.
+        StoreNotReady: the repo was never applied, or has no memory yet.
     """
-    store = open_store(repo)
+    store = open_applied_store(repo)
     liber_views(store.registry, project=store.project)
-    memory = open_memory(store.config)
+    memory = open_memory(store.config, create=False)
     with memory.reading() as connection:
         facts = memory_status(connection)
+    facts["in_use"] = _versions_in_use(store.config, memory)
     facts["fusion_weights"] = store.config.batch_engine.fusion.weights or memory.setting("fusion_folder") or "mean"
     facts["bytes_on_disk"] = _bytes_on_disk(repo_folder(store.config) / "data")
+    memory.close()
     return facts
 
 
@@ -85,7 +159,7 @@ def open_repo_job(repo: Path) -> Job:
     Raises:
         StoreNotReady: it was not.
     """
-    store = open_store(repo)
+    store = open_applied_store(repo)
     provider = store._get_provider()  # Feast has no public way to it
     if not isinstance(provider, LiberProvider):
         raise ConfigError(f"{repo}: `provider` is not liber_feast.provider.LiberProvider in feature_store.yaml.")
@@ -123,20 +197,38 @@ def use_run(run: Path, *, repo: Path) -> dict[str, Any]:
     return {"fusion_version": fuser.version, "rows": published, "seconds": round(report.seconds["publish"], 2)}
 
 
-def _make_room(store: FeatureStore, repo: Path, facts: Mapping[str, Any], *, move_aside: bool) -> None:
-    """Refuse to mix two data sets in one memory; with `move_aside` the data folder of the other gets a new name."""
+def _make_room(store: FeatureStore, repo: Path, facts: Mapping[str, Any], *, move_aside: bool) -> Path | None:
+    """Refuse to mix two data sets in one memory; with `move_aside` return the new name of the other's data folder."""
     data = repo / "data"
-    description = data / DESCRIPTION
-    known = _description(description)
+    known = _description(data / DESCRIPTION)
     if known == facts or not _holds_behaviors(store):
-        return
+        return None
     other = known.get("name", "another data set")
     if not move_aside:
         raise DataSetError(
             f"{data} holds features of {other} ({known.get('counts', {}).get('behaviors', 'unknown')} behaviors)."
             " Load with --move-aside to keep them under another name, or use another feature repo."
         )
-    data.rename(repo / f"data-{other}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    for key, place in _places(store.config).items():
+        if place is None or not place.resolve().is_relative_to(data.resolve()):
+            raise ConfigError(
+                f"{key} lies outside {data}, so moving that folder aside would leave features of {other} in it."
+                " Load into another feature repo, or name a place below data/."
+            )
+    aside = repo / f"data-{other.replace(' ', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    data.rename(aside)
+    return aside
+
+
+def _places(config: RepoConfig) -> dict[str, Path | None]:
+    """Return the files that hold what was learned of a data set, by key; None for what is no file."""
+    base, url = repo_folder(config), sa.make_url(config.batch_engine.memory)
+    registry, online = config.registry.path, getattr(config.online_store, "path", None)
+    return {
+        "batch_engine.memory": base / url.database if url.get_backend_name() == "sqlite" and url.database else None,
+        "registry": None if "://" in registry else base / registry,
+        "online_store": base / online if online else None,
+    }
 
 
 def _description(path: Path) -> dict[str, Any]:
@@ -149,11 +241,27 @@ def _description(path: Path) -> dict[str, Any]:
 
 
 def _holds_behaviors(store: FeatureStore) -> bool:
-    memory = open_memory(store.config)
+    try:
+        memory = open_memory(store.config, create=False)
+    except StoreNotReady:  # there is none
+        return False
     with memory.reading() as connection:
         found = connection.execute(behaviors.select().limit(1)).first() is not None
     memory.close()
     return found
+
+
+def _versions_in_use(config: RepoConfig, memory: Memory) -> dict[str, str]:
+    """Return the versions that the next text and vector will have; the tallies count those of all that is kept."""
+    learner = open_learner(config.batch_engine, base=repo_folder(config))
+    pca = open_encoding(config).pca()
+    encoder_version = pca.version if pca else None
+    return {
+        "prompt_version": learner.prompt_version,
+        "model": learner.model,
+        "encoder_version": encoder_version or "none yet",
+        "fusion_version": active_fuser(config, memory)(encoder_version).version,
+    }
 
 
 def _copy_folder(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from liber_feast.behavior import ITEM, USER
 from liber_feast.errors import ArtifactError, ConfigError, StoreNotReady
 from liber_feast.offline_read import locate, open_snapshot
+from liber_feast.repo import open_applied_store
 
 USER_PROFILE, BEHAVIOR_SEQUENCE, FUSED_VECTOR = "user_profile", "behavior_sequence", "fused_vector"
 FUSION_VERSION = "fusion_version"
@@ -108,13 +109,11 @@ def open_features(repo: Path, *, service: str) -> OnlineFeatures:
 
     Raises:
         StoreNotReady: no feature repo, one that was never applied, or an online store that cannot be read.
+        ConfigError: its feature_store.yaml cannot be used.
         ArtifactError: the store has no such feature service.
     """
-    if not (repo / "feature_store.yaml").is_file():
-        raise StoreNotReady(f"{repo} has no feature_store.yaml. Pass the folder of the feature repo with --repo.")
+    store = open_applied_store(repo)
     try:
-        store = FeatureStore(repo_path=str(repo))
-        _check_applied(store, repo=repo)
         features = OnlineFeatures(store, service=service)
         features.users(["\0"])
     except (FeastError, OSError, sqlite3.Error) as error:
@@ -123,13 +122,6 @@ def open_features(repo: Path, *, service: str) -> OnlineFeatures:
             f"{repo}: the feature store cannot be read: {reason}. Run `feast apply` in it, then `feast materialize`."
         ) from error
     return features
-
-
-def _check_applied(store: FeatureStore, *, repo: Path) -> None:
-    # Feast would create an empty registry file, and the folders above it, on the first look.
-    registry = store.config.registry.path
-    if "://" not in registry and not (repo / registry).is_file():
-        raise StoreNotReady(f"{repo} was never applied: {registry} is missing. Run `feast apply` in {repo}.")
 
 
 def _names_by_key(store: FeatureStore, *, service: str) -> dict[str, dict[str, list[str]]]:

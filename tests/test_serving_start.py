@@ -54,7 +54,7 @@ def test_a_missing_run_folder_is_one_line(capsys: pytest.CaptureFixture[str], re
 def test_a_folder_that_is_no_feature_repo_is_one_line(
     capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path
 ) -> None:
-    assert f"{tmp_path} has no feature_store.yaml" in refusal(capsys, repo=tmp_path, run=run)
+    assert f"{tmp_path}: there is no feature_store.yaml" in refusal(capsys, repo=tmp_path, run=run)
 
 
 def test_a_repo_that_was_never_applied_is_one_line_and_stays_untouched(

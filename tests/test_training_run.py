@@ -242,7 +242,7 @@ def applied_without_data(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder, "has no feature_store.yaml"),
+        (lambda folder: folder, "there is no feature_store.yaml"),
         (never_applied, "was never applied"),
         (applied_without_data, "liber load"),
         (loaded_repo, "feast materialize"),
@@ -287,7 +287,7 @@ def test_the_command_fits_exports_and_ends_with_its_figures(
     [
         (["--backbone", "dinn"], "Error: backbone 'dinn' is unknown. Known: din"),
         (["--backbone", "json:loads"], "is no torch.nn.Module"),
-        (["--repo", "nowhere"], "Error: nowhere has no feature_store.yaml"),
+        (["--repo", "nowhere"], "Error: nowhere: there is no feature_store.yaml"),
         (["--run", "."], "Error: . exists. Choose another --run"),
     ],
 )

@@ -1,8 +1,7 @@
 """The samples: every behavior with the features that were known just before it, and its label."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from feast import FeatureService, FeatureStore, FeatureView
-from feast.errors import FeastError, FeastObjectNotFoundException
 
 from liber_feast.behavior import (
     BEHAVIOR_ID,
@@ -24,10 +22,19 @@ from liber_feast.behavior import (
     RatingScale,
     check_behaviors,
 )
+from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.errors import ConfigError, DataSetError, StoreNotReady
 from liber_feast.offline_read import locate, open_snapshot
-from liber_feast.partition_vectors import VECTORS, PartitionVectors, concatenate, read_partition_vectors
+from liber_feast.partition_vectors import (
+    ONE_ENCODER,
+    REBUILD,
+    VECTORS,
+    PartitionVectors,
+    concatenate,
+    read_partition_vectors,
+)
 from liber_feast.ragged import list_values
+from liber_feast.repo import feast_errors, open_applied_store
 
 Features = Literal["baseline", "liber"]
 
@@ -85,8 +92,8 @@ def load_samples(repo: Path, *, features: Features, chunk_rows: int = CHUNK_ROWS
         InvalidBehaviors: behaviors without ratings, which are the labels, or with other faults.
         DataSetError: vectors that cannot be used.
     """
-    store = open_store(repo)
-    with _feast_errors(repo):
+    store = open_applied_store(repo)
+    with feast_errors(repo):
         service = store.get_feature_service(TRAINING_SERVICE[features])
         behaviors = _read_view(store, BEHAVIORS)
         catalog = _read_view(store, ITEM_ATTRIBUTES)
@@ -96,7 +103,7 @@ def load_samples(repo: Path, *, features: Features, chunk_rows: int = CHUNK_ROWS
     checked = check_behaviors(behaviors, scale=scale, now=datetime.now(UTC), source=f"{repo}, view {BEHAVIORS!r}")
 
     def join(rows: pa.Table) -> pa.Table:
-        with _feast_errors(repo):
+        with feast_errors(repo):
             return store.get_historical_features(entity_df=rows.to_pandas(), features=service).to_arrow()
 
     return build_samples(
@@ -151,37 +158,6 @@ def build_samples(
     )
 
 
-def open_store(repo: Path) -> FeatureStore:
-    """Return the feature store of `repo`.
-
-    Raises:
-        StoreNotReady: no feature repo, or one that was never applied.
-    """
-    if not (repo / "feature_store.yaml").is_file():
-        raise StoreNotReady(f"{repo} has no feature_store.yaml. Pass the folder of the feature repo with --repo.")
-    with _feast_errors(repo):
-        store = FeatureStore(repo_path=str(repo))
-    registry = store.config.registry.path
-    # Feast would create an empty registry file on the first look.
-    if "://" not in registry and not (repo / registry).is_file():
-        raise StoreNotReady(f"{repo} was never applied: {registry} is missing. Run `feast apply` in {repo}.")
-    return store
-
-
-@contextmanager
-def _feast_errors(repo: Path) -> Iterator[None]:
-    try:
-        yield
-    except FeastObjectNotFoundException as error:
-        raise StoreNotReady(f"{repo}: {_first_line(error)}. Run `feast apply` in {repo}.") from error
-    except FeastError as error:
-        raise ConfigError(f"{repo}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")
-
-
 def _read_view(store: FeatureStore, name: str) -> pa.Table:
     """Return the batch source of a feature view, its columns by the names that Feast and we give them."""
     view: FeatureView = store.get_feature_view(name)
@@ -202,12 +178,11 @@ def _feature_names(service: FeatureService, view: str) -> tuple[str, ...]:
 
 
 def _rating_scale(store: FeatureStore) -> RatingScale:
-    """Return the scale of the engine block, as it stands in feature_store.yaml."""
-    block = store.config.batch_engine_config
-    behavior = (block.get("behavior") if isinstance(block, dict) else None) or {}
-    default = RatingScale()
-    low, high = behavior.get("scale", (default.low, default.high))
-    return RatingScale(low=low, high=high, like_above=float(behavior.get("like_above", default.like_above)))
+    """Return the scale of the engine block, checked as the engine has it."""
+    block = store.config.batch_engine
+    if not isinstance(block, LiberComputeEngineConfig):
+        raise ConfigError("feature_store.yaml: set `batch_engine.type: liber_feast.engine.LiberComputeEngine`.")
+    return block.behavior.rating_scale()
 
 
 def _latest(items: pa.Table) -> pa.Table:
@@ -236,7 +211,7 @@ def _read_vectors(rows: pa.Table) -> PartitionVectors:
         row = int(wrong[0])
         raise DataSetError(
             f"long_term_memory: {int(counts[row])} partitions have {int(lengths[row])} floats in `{VECTORS}`, where"
-            f" {int(counts[row]) * width} were expected. Rebuild the table from the memory (`liber republish`)."
+            f" {int(counts[row]) * width} were expected. {REBUILD}"
         )
     return read_partition_vectors(rows, width=max(width, 1), last=int(counts.max(initial=1)))
 
@@ -258,6 +233,6 @@ def _encoder_version(table: pa.Table) -> str:
     if len(versions) != 1:
         raise DataSetError(
             f"long_term_memory holds vectors of {len(versions)} encoder versions ({', '.join(versions)}), which"
-            " cannot be compared. Rebuild the table with one encoder (`liber republish`)."
+            f" cannot be compared. {ONE_ENCODER}"
         )
     return str(versions[0])

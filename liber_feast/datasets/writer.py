@@ -1,5 +1,6 @@
 """Write a data set into a feature repo: three Delta tables and dataset.json, all of it or nothing."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,12 +8,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import write_deltalake
 from deltalake.exceptions import DeltaError
 
-from liber_feast.behavior import EVENT_TIME, REQUIRED, TIMESTAMP
+from liber_feast.behavior import EVENT_TIME, ITEM, RATING, REQUIRED, TIMESTAMP, USER
 from liber_feast.datasets.data_set import DataSet, first_day
 from liber_feast.errors import ConfigError, DataSetError
 
@@ -59,7 +61,10 @@ def write_data_set(data_set: DataSet, repo: Path) -> None:
 
 
 def describe(data_set: DataSet) -> dict[str, object]:
-    """Return what dataset.json says; `start` and `end` are the arguments of `feast materialize` over the whole set."""
+    """Return what dataset.json says; `start` and `end` are the arguments of `feast materialize` over the whole set.
+
+    Two data sets with one `fingerprint` have the same behaviors.
+    """
     bounds = pc.min_max(data_set.behaviors[EVENT_TIME]).as_py()
     first, last = (bounds[name].astimezone(UTC) for name in ("min", "max"))
     end: datetime = last + timedelta(seconds=1)
@@ -70,11 +75,28 @@ def describe(data_set: DataSet) -> dict[str, object]:
         "prompt": data_set.prompt,
         "scale": asdict(data_set.scale),
         "counts": dict(data_set.counts),
+        "fingerprint": _fingerprint(data_set.behaviors),
         "first_time": first.isoformat(),
         "last_time": last.isoformat(),
         "start": first_day(data_set.behaviors).isoformat(),
         "end": end.isoformat(),
     }
+
+
+def _fingerprint(behaviors: pa.Table) -> str:
+    """Return a hash of who rated what, how and when, in the order of the table."""
+    digest = hashlib.sha256()
+    for name in (USER, ITEM):
+        texts = [chunk.cast(pa.large_binary()) for chunk in behaviors[name].cast(pa.string()).chunks if len(chunk)]
+        for lengths in map(pc.binary_length, texts):  # where a text ends is part of what is hashed
+            digest.update(lengths.to_numpy().tobytes())
+        for chunk in texts:
+            _, offsets, characters = chunk.buffers()
+            ends = np.frombuffer(offsets, np.int64)[[chunk.offset, chunk.offset + len(chunk)]]
+            digest.update(memoryview(characters)[slice(*ends)])
+    for column in (behaviors[RATING].cast(pa.float64()), behaviors[EVENT_TIME].cast(TIMESTAMP).cast(pa.int64())):
+        digest.update(column.to_numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _write(data_set: DataSet, folder: Path) -> None:
