@@ -29,7 +29,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
-from liber_feast.errors import ArtifactError, ConfigError
+from liber_feast.errors import ArtifactError, ConfigError, one_line
 from liber_feast.inputs import Batch, InputShape, InputSpec
 
 FORMAT_VERSION = 1
@@ -164,7 +164,7 @@ def load_artifact(folder: Path) -> Artifact:
         model = build_backbone(facts.backbone, shape=spec.shape, config=facts.backbone_config)
         model.load_state_dict(parse_tensors(files[MODEL_TENSORS]))
     except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"{folder}: the run cannot be used: {_one_line(error)}. Fit it again.") from error
+        raise ArtifactError(f"{folder}: the run cannot be used: {one_line(error)}. Fit it again.") from error
     except ConfigError as error:
         raise ArtifactError(f"{folder / CONFIG}: {error.message}") from error
     return Artifact(name=folder.resolve().name, folder=folder, facts=facts, spec=spec, model=model.eval())
@@ -200,11 +200,7 @@ def _parse_json(content: bytes, *, path: Path) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except ValueError as error:
-        raise ArtifactError(f"{path} is no JSON: {_one_line(error)}.") from error
+        raise ArtifactError(f"{path} is no JSON: {one_line(error)}.") from error
     if not isinstance(document, dict):
         raise ArtifactError(f"{path} is no JSON object.")
     return document
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -23,7 +23,7 @@ from liber_feast.memory.texts import (
 from liber_feast.pca import FrozenPca, TooFewTexts, fit_pca, load_pca
 
 if TYPE_CHECKING:
-    from liber_feast.encoder import BertEncoder
+    from liber_feast.encoder import BertEncoder, TextEncoder
 
 TEXTS_PER_COMMIT = 512
 
@@ -83,11 +83,12 @@ class Encoding:
         ids = {key: text_ids for key, (_text, text_ids) in waiting.items()}
         _keep(memory, known, ids=ids, pca=pca)
         new = sorted((key for key in waiting if key not in known), key=lambda key: len(waiting[key][0]))
+        if not new:  # the model is not opened for nothing
+            return 0
+        encoder = self._encoder(pca)
         for start in range(0, len(new), TEXTS_PER_COMMIT):
             some = new[start : start + TEXTS_PER_COMMIT]
-            vectors = pca.transform(
-                self._checked_bert(pca).encode([waiting[key][0] for key in some], progress=_of(progress, len(new)))
-            )
+            vectors = encoder.encode([waiting[key][0] for key in some], progress=_of(progress, len(new)))
             _keep(memory, _as_bytes(some, vectors), ids=ids, pca=pca)
         return len(new)
 
@@ -117,10 +118,10 @@ class Encoding:
         _keep(memory, _as_bytes(list(every), pca.transform(vectors)), ids=ids, pca=pca)
         return len(every)
 
-    def _checked_bert(self, pca: FrozenPca) -> "BertEncoder":
+    def _encoder(self, pca: FrozenPca) -> "TextEncoder":
         from liber_feast.encoder import TextEncoder  # noqa: PLC0415
 
-        return TextEncoder(bert=self.bert(), pca=pca).bert
+        return TextEncoder(bert=self.bert(), pca=pca)
 
 
 def _of(progress: Progress, total: int) -> Callable[[int], object]:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from liber_feast.behavior import Behavior
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of somebody else's error as one line, to quote it in one of ours."""
+    return " ".join(str(error).split())
+
+
 class LiberError(ClickException):
     """Base of all our errors; the message says what, where and what to do."""
 

@@ -16,6 +16,8 @@ from feast.repo_config import FeastConfigError
 from pydantic import ValidationError
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from liber_feast.errors import one_line
+
 PROGRAM = "feast"
 EXPERIMENTAL = "Batch feature views are experimental"
 
@@ -73,4 +75,4 @@ def _was_raised_by_feast(error: BaseException) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__

@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from liber_feast.behavior import EVENT_TIME, ITEM, USER
+from liber_feast.datasets.writer import DESCRIPTION
 from liber_feast.errors import ConfigError, LiberError
 from liber_feast.job import open_memory
-from liber_feast.repo import DESCRIPTION, fits_prompt, open_applied_store, repo_status
+from liber_feast.repo import fits_prompt, open_applied_store, repo_status
 
 SERVER_START_S, SERVER_STOP_S, SCORE_S = 120, 10, 30
 SCORED_COUNT = 10

@@ -17,6 +17,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.datasets import DataSet, describe, read_data_set, write_data_set
+from liber_feast.datasets.writer import DESCRIPTION
 from liber_feast.errors import ArtifactError, ConfigError, DataSetError, StoreNotReady
 from liber_feast.feast_cli import user_message
 from liber_feast.fuser import load_fusion
@@ -25,9 +26,8 @@ from liber_feast.materialize import Job, Report
 from liber_feast.memory import Memory
 from liber_feast.memory.schema import behaviors
 from liber_feast.memory.status import memory_status
+from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.provider import LiberProvider
-
-DESCRIPTION = "dataset.json"
 
 
 def open_store(repo: Path) -> FeatureStore:
@@ -147,7 +147,7 @@ def repo_status(repo: Path) -> dict[str, Any]:
     with memory.reading() as connection:
         facts = memory_status(connection)
     facts["in_use"] = _versions_in_use(store.config, memory)
-    facts["fusion_weights"] = store.config.batch_engine.fusion.weights or memory.setting("fusion_folder") or "mean"
+    facts["fusion_weights"] = store.config.batch_engine.fusion.weights or memory.setting(FUSION_FOLDER) or "mean"
     facts["bytes_on_disk"] = _bytes_on_disk(repo_folder(store.config) / "data")
     memory.close()
     return facts

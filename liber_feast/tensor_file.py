@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_tensors
 from safetensors.numpy import save as tensor_bytes
 
-from liber_feast.errors import LiberError
+from liber_feast.errors import LiberError, one_line
 
 FORMAT_VERSION = 1
 
@@ -100,7 +100,7 @@ class TensorFile:
         except FileNotFoundError as error:
             raise self.error(f"{path} is missing: this folder holds no {self.noun}.") from error
         except (OSError, ValueError) as error:
-            raise self.error(f"{path} cannot be read as JSON: {_one_line(error)}") from error
+            raise self.error(f"{path} cannot be read as JSON: {one_line(error)}") from error
         if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
             raise self.error(f"{path} is not a {self.noun} of format version {FORMAT_VERSION}.")
         for name, kind in {**known, self.hash_key: str}.items():
@@ -115,8 +115,4 @@ class TensorFile:
         except FileNotFoundError as error:
             raise self.error(f"{path} is missing, but {self.facts} is there. Restore both files together.") from error
         except (OSError, SafetensorError) as error:
-            raise self.error(f"{path} cannot be read as safetensors: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+            raise self.error(f"{path} cannot be read as safetensors: {one_line(error)}") from error
