@@ -12,7 +12,11 @@ LiberError
 ├── MemoryFailure               the memory database is unusable or of another version
 ├── ArtifactError               a training run folder that cannot be used
 ├── MissingExtra                a package of an extra is not installed
+├── BackendRefused              an interest backend that no further call can succeed with: key, model, address
+├── PartitionsFailed            some texts could not be had; everything else was done         exit code 3
+├── BudgetExhausted             the budget allows no further call; everything else was done   exit code 4
 └── RetryableError              the same call may succeed later; nothing was written
+    └── BackendUnreachable      an interest backend that does not answer
 
 `feast` is a click program: being click exceptions, these end there as `Error: <message>` and exit code 1
 instead of a traceback. Everywhere else they are ordinary exceptions.
@@ -102,3 +106,34 @@ class MissingExtra(LiberError, ImportError):
 
 class RetryableError(LiberError):
     """The same call may succeed later; nothing was written."""
+
+
+class BackendRefused(LiberError):
+    """An interest backend that refuses every call: a wrong key, an unknown model, a wrong address."""
+
+
+class PartitionsFailed(LiberError):
+    """A run in which `failed_count` texts could not be had; everything else was kept and published."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, failed_count: int) -> None:
+        self.failed_count = failed_count
+        super().__init__(message)
+
+
+class BudgetExhausted(LiberError):
+    """The budget allows no further call; what was learned is kept and published, the rest is pending.
+
+    `limit` names the limit that was reached, for example `the 2.00 dollars of this day`.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, limit: str) -> None:
+        self.limit = limit
+        super().__init__(message)
+
+
+class BackendUnreachable(RetryableError):
+    """An interest backend that does not answer; the run may succeed later, what it kept stays."""

@@ -28,11 +28,53 @@ VALUES_PER_FACTOR = 6
 
 HASH_DIGITS = 10
 _BUNDLED = files("liber_feast").joinpath("prompts")
-_BREAKS = re.compile(
-    r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]+"
+
+# Line breaks and other spaces, controls, direction marks, tags, fillers that look like a space, lone surrogates.
+_BREAKING = (
+    r"\s\x00-\x1f\x7f-\x9f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2065-\u206f\u2800\u3164\ud800-\udfff"
+    r"\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff"
 )
-# Chat formats mark turns by <|...|>, <...>, </s> or [INST], and tokenizers read such marks in data as well.
-_NEUTRAL = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")", '"': "'"})
+# What stands inside a word without being seen: soft hyphens, variation selectors, word joiners.
+_UNSEEN = r"\xad\u034f\u17b4\u17b5\u180b-\u180d\u180f\u2060-\u2064\ufe00-\ufe0f\U000e0100-\U000e01ef"
+# Words of Persian, Hindi and others need a joiner between two letters; elsewhere it only hides something.
+_JOINERS = r"\u200c\u200d"
+_BREAKS = re.compile(f"[{_BREAKING}]+")
+_HIDDEN = re.compile(
+    f"[{_UNSEEN}]+|[{_JOINERS}](?![^{_BREAKING}{_UNSEEN}{_JOINERS}])|(?<![^{_BREAKING}{_UNSEEN}{_JOINERS}])[{_JOINERS}]"
+)
+# Chat formats mark turns by <|...|>, <...>, </s> or [INST], and tokenizers read such marks in data as well; some
+# normalize wide and small forms first. Titles stand in double quotes, so they hold none that could close them.
+_NEUTRAL = str.maketrans(
+    {"[": "(", "]": ")"}
+    | dict.fromkeys("<＜﹤≮", "‹")
+    | dict.fromkeys(">＞﹥≯", "›")
+    | dict.fromkeys("［﹇", "(")
+    | dict.fromkeys("］﹈", ")")
+    | dict.fromkeys('"＂“”„‟', "'")
+)
+_NO_PARENTHESES = str.maketrans("", "", "()")
+_DATE = r"(?:\(\$date\)|\(\$\{date\}\)|\[\$date\]|\[\$\{date\}\]|\$date|\$\{date\})"
+_SEPARATORS = r"[\s:;,.|/–—-]*"
+_DATE_PLACE = re.compile(rf"\$\$|{_SEPARATORS}{_DATE}{_SEPARATORS}\Z|{_DATE}{_SEPARATORS}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Brevity:
+    """What the lines of a summary's behaviors hold beside title, rating and feedback."""
+
+    has_details: bool = True
+    has_date: bool = True
+    title_limit: int = TITLE_LIMIT
+
+
+BREVITY_LEVELS = (
+    Brevity(),
+    Brevity(has_details=False),
+    Brevity(has_details=False, has_date=False),
+    *(Brevity(has_details=False, has_date=False, title_limit=limit) for limit in (100, 50, 25)),
+)
+"""How a prompt that is too long is shortened, step by step: whole; without details; without dates as well; then with
+titles cut to 100, 50 and 25 characters. No level drops a behavior, and none touches the static text or the profile."""
 
 
 class Message(TypedDict):
@@ -83,14 +125,19 @@ class Prompt:
     behavior: str
     shift: str
 
-    def render_summary(self, request: SummaryRequest) -> list[Message]:
-        """Return the messages of equation 2: profile, behaviors oldest first, factors."""
+    def render_summary(self, request: SummaryRequest, *, brevity: int = 0) -> list[Message]:
+        """Return the messages of equation 2: profile, behaviors oldest first, factors.
+
+        `brevity` is an index of BREVITY_LEVELS; every level has one line per behavior.
+        """
+        level = BREVITY_LEVELS[brevity]
+        line = _as_format(self.behavior if level.has_date else _without_date(self.behavior))
         behaviors = sorted(request.behaviors, key=lambda behavior: behavior.event_time)
         return self._messages(
             self.summary,
             {
                 "profile": _data(request.profile, limit=PROFILE_LIMIT) or self.words.no_profile,
-                "behaviors": "\n".join(self._line(behavior) for behavior in behaviors),
+                "behaviors": "\n".join(self._line(behavior, line=line, level=level) for behavior in behaviors),
             },
         )
 
@@ -106,24 +153,25 @@ class Prompt:
 
     def _messages(self, template: str, values: Mapping[str, str]) -> list[Message]:
         factors = ", ".join(factor.name for factor in self.factors)
-        content = Template(template).substitute(values, factors=factors)
+        content = _as_format(template) % {**values, "factors": factors}
         return [{"role": "system", "content": self.system}, {"role": "user", "content": content}]
 
-    def _line(self, behavior: DescribedBehavior) -> str:
-        title = _data(behavior.item.title or "", limit=TITLE_LIMIT)
-        return Template(self.behavior).substitute(
-            date=behavior.event_time.date().isoformat(),
-            title=f'"{title}"' if title else self.words.no_title,
-            details=self._details(behavior.item),
-            rating=f"{behavior.rating:g}",
-            feedback=self.words.liked if behavior.liked else self.words.not_liked,
-        )
+    def _line(self, behavior: DescribedBehavior, *, line: str, level: Brevity) -> str:
+        title = _title(behavior.item.title or "", limit=level.title_limit)
+        return line % {
+            "date": behavior.event_time.date().isoformat(),
+            "title": f'"{title}"' if title else self.words.no_title,
+            "details": self._details(behavior.item) if level.has_details else "",
+            "rating": f"{behavior.rating:g}",
+            "feedback": self.words.liked if behavior.liked else self.words.not_liked,
+        }
 
     def _details(self, item: Item) -> str:
         known = [
-            f"{factor.name}: {', '.join(_data(value, limit=VALUE_LIMIT) for value in values[:VALUES_PER_FACTOR])}"
+            f"{factor.name}: {', '.join(shown)}"
             for factor in self.factors
-            if (values := factor_values(item, factor=factor))
+            if factor.sources
+            and (shown := list(filter(None, map(_detail, factor_values(item, factor=factor)[:VALUES_PER_FACTOR]))))
         ]
         return f" ({'; '.join(known)})" if known else ""
 
@@ -143,8 +191,12 @@ def factor_values(item: Item, *, factor: Factor) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """Return `text` with every run of spaces, line breaks, control and direction characters as one space."""
-    return _BREAKS.sub(" ", text).strip()
+    """Return `text` as one line of what can be seen.
+
+    Every run of spaces, line breaks, controls, direction marks, tags and lone surrogates becomes one space; what is
+    invisible inside a word is dropped. One line stays as it is.
+    """
+    return _BREAKS.sub(" ", text if text.isascii() else _HIDDEN.sub("", text)).strip()
 
 
 @lru_cache(maxsize=1 << 14)
@@ -271,3 +323,53 @@ def _texts(table: Mapping[str, Any], key: str, *, where: str) -> tuple[str, ...]
 def _data(text: str, *, limit: int) -> str:
     line = one_line(text).translate(_NEUTRAL)
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+@lru_cache(maxsize=1 << 14)
+def _title(title: str, *, limit: int) -> str:
+    """Return `_data(title)`; a data set has far fewer items than behaviors."""
+    return _data(title, limit=limit)
+
+
+@lru_cache(maxsize=64)
+def _as_format(template: str) -> str:
+    """Return a checked template as a format for `%`, which fills it in several times as fast as `string.Template`."""
+
+    def place(found: re.Match[str]) -> str:
+        name = found["named"] or found["braced"]
+        return f"%({name})s" if name else "$"
+
+    return Template.pattern.sub(place, template.replace("%", "%%"))
+
+
+@lru_cache(maxsize=1 << 14)
+def _detail(value: str) -> str:
+    """Return a value that ends neither itself nor the parentheses that the details stand in."""
+    shown = _data(value, limit=VALUE_LIMIT).replace(";", ",")
+    return shown if _is_balanced(shown) else one_line(shown.translate(_NO_PARENTHESES))
+
+
+def _is_balanced(text: str) -> bool:
+    depth = 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+@lru_cache(maxsize=16)
+def _without_date(behavior: str) -> str:
+    """Return a behavior's template without its date and the separators that follow it.
+
+    Brackets around the date go as well, and the separators before a date that stands last.
+    """
+
+    def cut(place: re.Match[str]) -> str:
+        if place[0] == "$$":
+            return place[0]
+        # `$title$date on` must not become `$titleon`.
+        is_glue = re.search(r"\w\Z", behavior[: place.start()]) and re.match(r"\w", behavior[place.end() :])
+        return " " if is_glue else ""
+
+    return _DATE_PLACE.sub(cut, behavior)

@@ -1,7 +1,8 @@
 """Prompt templates: what loads, what is refused, and that data cannot change a prompt.
 
 The rendered prompts are golden files in `golden/prompts`, reviewed as text. After a wanted change write them anew with
-`LIBER_UPDATE_GOLDEN=1 python -m pytest tests/test_prompt.py tests/test_extractive.py` and read the diff.
+`LIBER_UPDATE_GOLDEN=1 python -m pytest tests/test_prompt.py tests/test_prompt_hostile.py tests/test_extractive.py` and
+read the diff.
 """
 
 import os
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from liber_feast.errors import PromptError
 from liber_feast.interest import DescribedBehavior, Item, ShiftRequest, SummaryRequest
-from liber_feast.prompt import Message, factor_values, load_prompt, one_line, prompt_names
+from liber_feast.prompt import BREVITY_LEVELS, Message, factor_values, load_prompt, one_line, prompt_names
 
 GOLDEN = Path(__file__).parent / "golden" / "prompts"
 DOMAINS = ("amazon_books", "amazon_products", "movielens", "music")
@@ -174,11 +175,12 @@ def test_the_four_domains_are_bundled() -> None:
     assert prompt_names() == sorted(DOMAINS)
 
 
+@pytest.mark.parametrize("brevity", range(len(BREVITY_LEVELS)))
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_requests_of_all_users_share_the_whole_static_prefix(domain: str) -> None:
+def test_requests_of_all_users_share_the_whole_static_prefix_at_every_brevity(domain: str, brevity: int) -> None:
     prompt = load_prompt(domain)
     one = prompt.render_summary(summary_request(sample(domain, which=0), profile="Aged 20"))
-    other = prompt.render_summary(summary_request(sample(domain, which=1), profile="Retired"))
+    other = prompt.render_summary(summary_request(sample(domain, which=1), profile="Retired"), brevity=brevity)
     shift, other_shift = (prompt.render_shift(shift_request(texts=texts)) for texts in (("A", "B"), ("C", "D")))
     assert one[0] == other[0] == shift[0]
     assert len(os.path.commonprefix([one[1]["content"], other[1]["content"]])) >= prompt.summary.index("$profile")
@@ -196,6 +198,14 @@ def test_a_user_without_profile_and_an_item_without_title_are_named_as_such() ->
     bare = DescribedBehavior(item=Item(item_id="i"), rating=4, liked=True, event_time=STARTS[0])
     content = load_prompt("music").render_summary(summary_request([bare]))[1]["content"]
     assert content.endswith("Listener profile: not known\n\nTracks:\n1999-12-30: untitled track, rated 4 (enjoyed)")
+
+
+VERSIONS = dict(zip(DOMAINS, ("9a232150f7", "db19e395da", "29e9e8f399", "36dd46069d"), strict=True))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_an_unchanged_template_keeps_its_version(domain: str) -> None:
+    assert load_prompt(domain).version == f"{domain}-{VERSIONS[domain]}"
 
 
 def test_long_titles_profiles_and_summaries_are_cut() -> None:
@@ -252,9 +262,34 @@ def test_one_line_is_one_line_and_stays_as_it_is(text: str) -> None:
     assert len(line.splitlines()) <= 1
 
 
-@pytest.mark.parametrize("text", ["a\ud800b", "a\u202eb", "a\u2029b", "a\U000e0041b", "a\x9bb", "a \t\r\n b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\ud800b",
+        "a\u202eb",
+        "a\u2029b",
+        "a\U000e0041b",
+        "a\x9bb",
+        "a \t\r\n b",
+        "a\u200bb",
+        "a\u3164b",
+        "a \u200d\ufe0f b",
+    ],
+    ids=ascii,
+)
 def test_line_breaks_controls_direction_marks_and_lone_surrogates_become_one_space(text: str) -> None:
     assert one_line(text) == "a b"
+
+
+@pytest.mark.parametrize(
+    "text", ["a\xadb", "a\ufe0fb", "a\u2060b", "a\U000e0101b", "a\u200d\u200db", "\u200cab\u200d"], ids=ascii
+)
+def test_what_is_unseen_inside_a_word_is_dropped(text: str) -> None:
+    assert one_line(text) == "ab"
+
+
+def test_a_joiner_between_two_letters_stays() -> None:
+    assert one_line("می\u200cخواهم  क्\u200dष") == "می\u200cخواهم क्\u200dष"
 
 
 def bundled(name: str = "movielens") -> str:
