@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from liber_feast.behavior import BEHAVIOR_ID, EVENT_TIME, ITEM, RATING, TIMESTAMP, USER, Behavior
 from liber_feast.condition import Condition, CountCondition
 from liber_feast.encoding import Encoding
-from liber_feast.interest import Item, LearnedText, ShiftRequest, SummaryRequest, learn
+from liber_feast.interest import Answers, Item, LearnedText, ShiftRequest, SummaryRequest, learn
 from liber_feast.memory import Memory
 from liber_feast.memory.schema import behaviors, partitions, users
 from liber_feast.waves import MemoryWaves
@@ -142,22 +142,24 @@ class EchoLearner:
 
     model: str = "echo-1"
     prompt_version: str = "test-1"
+    counts_behaviors: bool = True
     says: str | None = None
     summaries: list[SummaryRequest] = field(default_factory=list)
     shifts: list[ShiftRequest] = field(default_factory=list)
     waves: list[str] = field(default_factory=list)
 
-    def summarize(self, requests: Sequence[SummaryRequest]) -> Iterator[tuple[int, LearnedText]]:
+    def summarize(self, requests: Iterable[SummaryRequest]) -> Iterator[Answers[SummaryRequest]]:
         self.waves.append("summaries")
-        for position, one in reversed(list(enumerate(requests))):  # answers come in any order
+        for one in reversed(list(requests)):  # answers come in any order
             self.summaries.append(one)
-            yield position, self._answer(f"{one.user_id} likes {', '.join(str(b.item.title) for b in one.behaviors)}")
+            titles = ", ".join(str(behavior.item.title) for behavior in one.behaviors)
+            yield [(one, self._answer(f"{one.user_id} likes {titles}"))]
 
-    def learn_shifts(self, requests: Sequence[ShiftRequest]) -> Iterator[tuple[int, LearnedText]]:
+    def learn_shifts(self, requests: Iterable[ShiftRequest]) -> Iterator[Answers[ShiftRequest]]:
         self.waves.append("shifts")
-        for position, one in enumerate(requests):
+        for one in requests:
             self.shifts.append(one)
-            yield position, self._answer(f"{one.user_id} moved from ({one.previous_summary}) to ({one.summary})")
+            yield [(one, self._answer(f"{one.user_id} moved from ({one.previous_summary}) to ({one.summary})"))]
 
     def _answer(self, text: str) -> LearnedText:
         return LearnedText(text=text if self.says is None else self.says, input_tokens=3, output_tokens=2)

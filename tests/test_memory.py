@@ -12,7 +12,8 @@ from liber_feast.memory import Memory, schema
 from liber_feast.memory.append import Rows, _cached_rows
 from liber_feast.memory.bulk import execute_many, join_pairs
 from liber_feast.memory.status import memory_status
-from liber_feast.memory.texts import add_vectors, sealed_behaviors
+from liber_feast.memory.texts import newest_texts, sealed_behaviors, sealed_partitions
+from liber_feast.memory.vectors import add_vectors
 from tests.memory_parts import (
     TWO,
     EchoLearner,
@@ -45,7 +46,7 @@ def sqlite(folder: Path, *statements: str) -> None:
 
 def test_a_fresh_memory_has_the_newest_schema_and_a_name_of_its_own(tmp_path: Path) -> None:
     memory = new_memory(tmp_path)
-    assert memory.setting("schema_version") == str(len(schema.MIGRATIONS))
+    assert memory.setting("schema_version") == "2"
     assert memory.identity != new_memory().identity
 
 
@@ -102,37 +103,35 @@ def test_an_error_that_is_no_lock_stays_what_it_is(tmp_path: Path) -> None:
         connection.execute(sa.text("SELECT * FROM nothing"))
 
 
-def test_a_memory_of_a_newer_release_is_refused_and_unharmed(tmp_path: Path) -> None:
-    memory = new_memory(tmp_path)
-    memory.keep_setting("schema_version", str(len(schema.MIGRATIONS) + 1))
-    before = everything(memory)
-    message = refusal(tmp_path)
-    assert "schema version 2; this release knows 1" in message
-    assert "Install a newer liber-feast" in message
-    assert everything(memory) == before
-
-
-def test_a_memory_of_an_older_release_is_brought_up_by_the_steps_it_lacks_in_one_transaction(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def second_step(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("ALTER TABLE users ADD COLUMN color TEXT")
-
-    def broken_step(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("CREATE TABLE half (made INTEGER)")
-        connection.exec_driver_sql("SELECT nothing")
-
+def test_a_full_disk_is_said_in_one_line_and_what_was_kept_before_is_there(tmp_path: Path) -> None:
     memory = new_memory(tmp_path)
     append_all(memory, [behavior(1)])
-    first_release = schema.MIGRATIONS
-    monkeypatch.setattr(schema, "MIGRATIONS", (*first_release, broken_step))
-    refusal(tmp_path)
-    assert memory.setting("schema_version") == "1"
-    assert "half" not in everything(memory)
-    monkeypatch.setattr(schema, "MIGRATIONS", (*first_release, second_step))
-    assert new_memory(tmp_path).setting("schema_version") == "2"
-    assert new_memory(tmp_path).setting("schema_version") == "2"
-    assert contents(memory).caches == {"ann": (behavior(1).behavior_id,)}
+    before = everything(memory)
+    with memory.reading() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")  # no more pages than there are, as on a full disk
+    with pytest.raises(MemoryFailure) as caught:
+        append_all(memory, [behavior(second, item="x" * 1_000) for second in range(2, 1_000)])
+    assert caught.value.message == (
+        f"The memory {tmp_path / 'memory.db'} cannot grow: the disk is full. What was kept before is there; make room"
+        " and run the same command again."
+    )
+    memory.close()
+    assert everything(new_memory(tmp_path)) == before
+
+
+@pytest.mark.parametrize("is_file", [True, False], ids=["in a file", "in main memory"])
+def test_no_error_of_the_database_names_a_user_or_holds_a_text(tmp_path: Path, is_file: bool) -> None:
+    memory = new_memory(tmp_path if is_file else None)
+    row = {"name": "the-user-id", "value": "a text"}
+    many = {name: [value, value] for name, value in row.items()}
+    with pytest.raises(sa.exc.IntegrityError) as one, memory.writing() as connection:
+        connection.execute(schema.settings.insert(), [row, row])
+    with pytest.raises(sa.exc.IntegrityError) as other, memory.writing() as connection:
+        execute_many(connection, schema.settings.insert(), many)
+    assert "UNIQUE constraint failed" in str(one.value)
+    shown = f"{one.value!s}{one.value!r}{other.value!s}{other.value!r}"
+    assert "the-user-id" not in shown
+    assert "a text" not in shown
 
 
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -297,14 +296,16 @@ def test_the_status_counts_what_is_there() -> None:
             "late_behaviors": 1,
             "duplicate_behaviors": 1,
             "sealed_partitions": 4,
-            "pending_partitions": 1,
+            "pending_partitions": 0,
             "failed_partitions": 1,
+            "recomputations": 0,
             "summaries": 3,
             "shifts": 1,
             "unfinished_publications": 1,
             "conditions": {"count(2)": 4},
             "prompt_versions": {"test-1": 4},
             "models": {"echo-1": 4},
+            "text_versions": {"shift test-1/echo-1": 1, "summary test-1/echo-1": 3},
             "encoder_versions": {"bert-pca": 2},
         }
 
@@ -332,11 +333,16 @@ def test_a_cache_and_a_partition_are_found_without_reading_all_behaviors_of_thei
         sealed_behaviors(connection, [(1, 0), (2, 5)])
         on = (schema.behaviors.c.user_key, schema.behaviors.c.behavior_id)
         connection.execute(sa.select(*on).select_from(join_pairs(schema.behaviors, [(1, "a"), (2, "b")], on=on)))
+        sealed_partitions(connection, [(1, 0), (2, 5)], stage="summary")
+        newest_texts(connection, [(1, 0), (2, 5)], stage="summary")
     assert len(found) == 0
-    by_partition, again, by_id = plans
+    by_partition, again, by_id, partition, text = plans
     assert "behaviors_by_partition (user_key=? AND partition_index=?)" in by_partition
     assert "behaviors_by_partition (user_key=? AND partition_index=?)" in again
     assert "PRIMARY KEY (user_key=? AND behavior_id=?)" in by_id
+    assert "sqlite_autoindex_partitions_1 (user_key=? AND partition_index=?)" in partition
+    assert "sqlite_autoindex_texts_1 (user_key=? AND partition_index=? AND stage=?)" in partition
+    assert "sqlite_autoindex_texts_1 (user_key=? AND partition_index=? AND stage=?)" in text
 
 
 @pytest.mark.parametrize("style", ["qmark", "named"])

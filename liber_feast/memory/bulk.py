@@ -46,3 +46,13 @@ def insert_new(connection: sa.Connection, table: sa.Table) -> sa.Insert:
     """Return an insert that leaves a row with a key of the table's as it is: what was kept first stays."""
     make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     return make(table).on_conflict_do_nothing()
+
+
+def insert_or_update(connection: sa.Connection, table: sa.Table) -> sa.Insert:
+    """Return an insert that replaces the row with the same primary key, if there is one."""
+    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    insert, keys = make(table), list(table.primary_key.columns)
+    return insert.on_conflict_do_update(
+        index_elements=keys,
+        set_={column.name: insert.excluded[column.name] for column in table.columns if column not in set(keys)},
+    )

@@ -6,25 +6,35 @@ marked done after, so whoever comes after a crash finishes the same set under th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
 
 import sqlalchemy as sa
 
-from liber_feast.memory.schema import publications, published, text_vectors, texts, users
+from liber_feast.memory.bulk import execute_many, insert_or_update
+from liber_feast.memory.schema import partitions, publications, published, texts, users
 from liber_feast.memory.settings import keep_setting, setting
-from liber_feast.memory.texts import SUMMARY, PartitionKey, of_users
+from liber_feast.memory.texts import Whose, of_users
+from liber_feast.memory.vectors import ready_partitions
 
 ROWS_PER_PUBLICATION = 20_000
+QUERIES_KEPT = 16
+_ROW = ("user_key", "partition_index", "version", "text_id", "index_sum")
 ONLINE_RESTORED_TO = "online_restored_to"
 """The setting that is there while the online store is written anew: the last user key that it has again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedRow:
-    """One row of a stage: a partition in one version of its text, vector or fused vector."""
+    """One row of a stage: a partition in one version of its text, vector or fused vector, and what it is made of."""
 
     user_key: int
     partition_index: int
     version: str
+    text_id: int | None
+    """The newest text that it is made of; None: not known."""
+    index_sum: int | None = None
+    """Of a fused vector: the sum over its partitions of index + 1, so that one that joins is seen; None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,70 +47,146 @@ class Publication:
     rows: tuple[PublishedRow, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """The published rows of one stage in one version."""
+
+    stage: str
+    version: str
+
+    def held(self, found: sa.FromClause, held: sa.FromClause) -> sa.ColumnElement[bool]:
+        """Return whether a row of `published` (`held`) is that of a partition in `found`."""
+        return sa.and_(
+            held.c.stage == self.stage,
+            held.c.version == self.version,
+            held.c.user_key == found.c.user_key,
+            held.c.partition_index == found.c.partition_index,
+        )
+
+
+def text_version(*, prompt_version: str, model: str, revision: int) -> str:
+    """Return the version under which a text is published."""
+    return f"{prompt_version}/{model}#{revision}" if revision else f"{prompt_version}/{model}"
+
+
 def unpublished_texts(
     connection: sa.Connection, stage: str, *, user_keys: Sequence[int] | None = None
 ) -> list[PublishedRow]:
     """Return the texts of a stage (`summary`, `shift`) that no publication holds, of all users or of some."""
-    version = texts.c.prompt_version + "/" + texts.c.model
+    rows = of_users(connection, lambda whose: _unpublished_texts(whose, stage), user_keys)
+    return [PublishedRow(**row._mapping) for row in rows]
+
+
+def users_to_check(
+    connection: sa.Connection, *, vectors: Rows, windows: Rows, user_keys: Sequence[int] | None = None
+) -> list[int]:
+    """Return the users, of all or of some, of whom vectors or windows may have to be published.
+
+    Those with a partition whose newest text no vector was published of, or that has no window; and those with a
+    failed partition, which can become ready, or cease to be, without a new text. It costs less than to look closely.
+    """
+    rows = of_users(connection, lambda whose: _users_to_check(whose, vectors=vectors, windows=windows), user_keys)
+    return [row.user_key for row in rows]
+
+
+def unpublished_vectors(connection: sa.Connection, vectors: Rows, *, user_keys: Sequence[int]) -> list[PublishedRow]:
+    """Return the partitions of the users whose vector, as it is now, no publication holds."""
+
+    def query(whose: Whose) -> sa.Select[Any]:
+        return _outdated(_ready(whose, vectors), vectors)
+
+    return [PublishedRow(**row._mapping, version=vectors.version) for row in of_users(connection, query, user_keys)]
+
+
+def unpublished_windows(
+    connection: sa.Connection, windows: Rows, *, vectors: Rows, memory_window: int, user_keys: Sequence[int]
+) -> list[PublishedRow]:
+    """Return the partitions of the users whose window of `vectors`, as it is now, no publication holds.
+
+    The window of a partition is it and the ready ones before it, `memory_window` in all.
+    """
+
+    def query(whose: Whose) -> sa.Select[Any]:
+        ready = _ready(whose, vectors)
+
+        def over_window(total: sa.Function[int]) -> sa.Over[int]:
+            last = (1 - memory_window, 0)
+            return total.over(partition_by=ready.c.user_key, order_by=ready.c.partition_index, rows=last)
+
+        found = sa.select(
+            ready.c.user_key,
+            ready.c.partition_index,
+            over_window(sa.func.max(ready.c.text_id)).label("text_id"),
+            over_window(sa.func.sum(ready.c.partition_index + 1)).label("index_sum"),
+        )
+        return _outdated(found.cte("found"), windows)
+
+    return [PublishedRow(**row._mapping, version=windows.version) for row in of_users(connection, query, user_keys)]
+
+
+def _ready(whose: Whose, vectors: Rows) -> sa.CTE:
+    return ready_partitions(whose, encoder_version=maker_of(vectors.version), version=vectors.version)
+
+
+@cache
+def _unpublished_texts(whose: Whose, stage: str) -> sa.Select[Any]:
+    first = texts.c.prompt_version + "/" + texts.c.model
+    redone = first + "#" + sa.cast(texts.c.revision, sa.Text)
+    version = sa.case((texts.c.revision > 0, redone), else_=first)  # text_version, in SQL
     held = sa.exists().where(
         published.c.stage == stage,
         published.c.version == version,
         published.c.user_key == texts.c.user_key,
         published.c.partition_index == texts.c.partition_index,
     )
-    query = (
-        sa.select(texts.c.user_key, texts.c.partition_index, version.label("version"))
-        .where(texts.c.stage == stage, ~held)
+    return (
+        sa.select(texts.c.user_key, texts.c.partition_index, version.label("version"), texts.c.text_id)
+        .where(texts.c.stage == stage, ~held, whose(texts.c.user_key))
         .order_by(texts.c.user_key, texts.c.partition_index, texts.c.text_id)
     )
-    return [
-        PublishedRow(user_key=row.user_key, partition_index=row.partition_index, version=row.version)
-        for row in of_users(connection, query, texts.c.user_key, user_keys)
-    ]
 
 
-def unpublished_vectors(
-    connection: sa.Connection,
-    stage: str,
-    *,
-    version: str,
-    encoder_version: str,
-    user_keys: Sequence[int] | None = None,
-) -> set[PartitionKey]:
-    """Return the partitions with an encoded summary that no publication of `stage` holds in `version`."""
-    held = sa.exists().where(
-        published.c.stage == stage,
-        published.c.version == version,
-        published.c.user_key == texts.c.user_key,
-        published.c.partition_index == texts.c.partition_index,
+@lru_cache(maxsize=QUERIES_KEPT)
+def _users_to_check(whose: Whose, *, vectors: Rows, windows: Rows) -> sa.Select[Any]:
+    newest = (
+        sa.select(texts.c.user_key, texts.c.partition_index, sa.func.max(texts.c.text_id).label("text_id"))
+        .where(whose(texts.c.user_key))
+        .group_by(texts.c.user_key, texts.c.partition_index)
+        .subquery("newest")
     )
-    query = (
-        sa.select(texts.c.user_key, texts.c.partition_index)
-        .join(text_vectors, text_vectors.c.text_id == texts.c.text_id)
-        .where(texts.c.stage == SUMMARY, text_vectors.c.encoder_version == encoder_version, ~held)
-    )
-    return {(row.user_key, row.partition_index) for row in of_users(connection, query, texts.c.user_key, user_keys)}
+    vector, window = published.alias("vector"), published.alias("window")
+    joined = newest.outerjoin(vector, vectors.held(newest, vector)).outerjoin(window, windows.held(newest, window))
+    is_outdated = vector.c.publication_id.is_(None) | (vector.c.text_id < newest.c.text_id)
+    changed = sa.select(newest.c.user_key).select_from(joined)
+    changed = changed.where(is_outdated | window.c.publication_id.is_(None))
+    failed = sa.select(partitions.c.user_key).where(partitions.c.failure.is_not(None), whose(partitions.c.user_key))
+    found = sa.union(changed, failed).subquery("found")
+    return sa.select(found.c.user_key).order_by(found.c.user_key)
+
+
+def _outdated(found: sa.CTE, rows: Rows) -> sa.Select[Any]:
+    """Return the partitions in `found` that `published` lacks or has as made of something else."""
+    columns = [found.c[name] for name in ("user_key", "partition_index", "text_id")]
+    is_other = [published.c.publication_id.is_(None), published.c.text_id < found.c.text_id]
+    if "index_sum" in found.c:
+        columns.append(found.c.index_sum)
+        is_other.append(published.c.index_sum != found.c.index_sum)
+    joined = found.outerjoin(published, rows.held(found, published))
+    return sa.select(*columns).select_from(joined).where(sa.or_(*is_other)).order_by(*columns[:2])
 
 
 def plan(connection: sa.Connection, stage: str, rows: Sequence[PublishedRow], *, created_time: int) -> None:
-    """Write down that `rows` are to be published, in publications of a bounded size."""
+    """Write down that `rows` are to be published, in publications of a bounded size.
+
+    A row that is published again moves to its new publication; where the old one is not done, it is superseded there.
+    """
     for start in range(0, len(rows), ROWS_PER_PUBLICATION):
         some = rows[start : start + ROWS_PER_PUBLICATION]
         result = connection.execute(publications.insert().values(stage=stage, created_time=created_time))
         (publication_id,) = result.inserted_primary_key or (None,)
-        connection.execute(
-            published.insert(),
-            [
-                {
-                    "stage": stage,
-                    "version": row.version,
-                    "user_key": row.user_key,
-                    "partition_index": row.partition_index,
-                    "publication_id": publication_id,
-                }
-                for row in some
-            ],
-        )
+        columns: dict[str, Sequence[Any]] = {name: [getattr(row, name) for row in some] for name in _ROW}
+        columns |= {"stage": [stage] * len(some), "publication_id": [publication_id] * len(some)}
+        execute_many(connection, insert_or_update(connection, published), columns)
 
 
 def next_unfinished(connection: sa.Connection) -> Publication | None:
@@ -119,7 +205,7 @@ def next_unfinished(connection: sa.Connection) -> Publication | None:
     if found is None:
         return None
     rows = connection.execute(
-        sa.select(published.c.user_key, published.c.partition_index, published.c.version)
+        sa.select(*(published.c[name] for name in _ROW))
         .where(published.c.publication_id == found.publication_id)
         .order_by(published.c.user_key, published.c.partition_index, published.c.version)
     )
@@ -127,7 +213,7 @@ def next_unfinished(connection: sa.Connection) -> Publication | None:
         publication_id=found.publication_id,
         stage=found.stage,
         created_time=found.created_time,
-        rows=tuple(PublishedRow(user_key=u, partition_index=i, version=v) for u, i, v in rows),
+        rows=tuple(PublishedRow(**row._mapping) for row in rows),
     )
 
 

@@ -1,15 +1,10 @@
-"""Tables of the memory and its numbered migrations.
+"""Tables of the memory, as the newest release has them; `migrations` brings older ones there.
 
 Times are integers, microseconds since 1970 UTC. Ids of users and items are kept as text; the setting
 `user_id_type` / `item_id_type` says what they were.
 """
 
-import uuid
-from collections.abc import Callable
-
 import sqlalchemy as sa
-
-from liber_feast.errors import MemoryFailure
 
 metadata = sa.MetaData()
 
@@ -89,9 +84,23 @@ texts = sa.Table(
     sa.Column("cached_tokens", sa.Integer, nullable=False),
     sa.Column("seconds", sa.Double, nullable=False),
     sa.Column("created_time", sa.BigInteger, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False, default=0, comment="how often it was redone on purpose"),
     sa.ForeignKeyConstraint(["user_key", "partition_index"], ["partitions.user_key", "partitions.partition_index"]),
-    sa.UniqueConstraint("user_key", "partition_index", "stage", "partition_hash", "prompt_version", "model"),
+    sa.UniqueConstraint(
+        "user_key", "partition_index", "stage", "partition_hash", "prompt_version", "model", "revision"
+    ),
 )
+
+recomputations = sa.Table(
+    "recomputations",
+    metadata,
+    sa.Column("user_key", sa.BigInteger, primary_key=True),
+    sa.Column("partition_index", sa.Integer, primary_key=True),
+    sa.Column("stage", sa.Text, primary_key=True),
+    sa.Column("asked_time", sa.BigInteger, nullable=False, comment="of the oldest that still waited when it was added"),
+    sa.ForeignKeyConstraint(["user_key", "partition_index"], ["partitions.user_key", "partitions.partition_index"]),
+)
+"""Texts that are there and are to be written anew; a row goes when the new text is kept."""
 
 text_vectors = sa.Table(
     "text_vectors",
@@ -120,6 +129,8 @@ published = sa.Table(
     sa.Column(
         "publication_id", sa.BigInteger, sa.ForeignKey("publications.publication_id"), nullable=False, index=True
     ),
+    sa.Column("text_id", sa.BigInteger, comment="the newest text that the row is made of; a newer one outdates it"),
+    sa.Column("index_sum", sa.BigInteger, comment="of a fused vector's partitions, index + 1 each; null: not known"),
 )
 
 runs = sa.Table(
@@ -129,62 +140,3 @@ runs = sa.Table(
     sa.Column("finished_time", sa.BigInteger, nullable=False),
     sa.Column("report", sa.Text, nullable=False, comment="JSON: counts and seconds by stage"),
 )
-
-
-_SQLITE_STATISTICS = {
-    "behaviors": "1000000 1000 1",
-    "behaviors_by_partition": "1000000 1000 20",
-    "behaviors_by_time": "1000000 1000 1 1",
-}
-"""Rows of a table, then rows per value of an index's first column, first two columns and so on.
-
-Without them SQLite finds a cache or a partition by going through all behaviors of its user.
-"""
-
-
-def _create_first_tables(connection: sa.Connection) -> None:
-    metadata.create_all(connection)
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("ANALYZE sqlite_schema")  # makes the table of statistics, the first time
-        for index, rows in _SQLITE_STATISTICS.items():
-            insert = "INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES ('behaviors', ?, ?)"
-            connection.exec_driver_sql(insert, (index, rows))
-        connection.exec_driver_sql("ANALYZE sqlite_schema")  # reads it again
-    connection.execute(settings.insert().values(name="memory_id", value=uuid.uuid4().hex))
-
-
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_first_tables,)
-"""Migration number N (from 1) brings a memory of version N-1 to version N. A released one is never edited."""
-
-
-def migrate(connection: sa.Connection) -> None:
-    """Bring the database up to the newest version, in the caller's transaction.
-
-    Raises:
-        MemoryFailure: the database was written by a newer release, or is somebody else's.
-    """
-    tables = set(sa.inspect(connection).get_table_names()) & set(metadata.tables)
-    version = _version(connection) if settings.name in tables else 0
-    if tables and not version:
-        raise MemoryFailure(
-            f"{connection.engine.url!r} has tables of another program under our names ({', '.join(sorted(tables))})."
-            " Give the memory a database of its own."
-        )
-    if version > len(MIGRATIONS):
-        raise MemoryFailure(
-            f"{connection.engine.url!r} has schema version {version}; this release knows {len(MIGRATIONS)}."
-            " Install a newer liber-feast."
-        )
-    for step in MIGRATIONS[version:]:
-        step(connection)
-    if version < len(MIGRATIONS):
-        connection.execute(settings.delete().where(settings.c.name == "schema_version"))
-        connection.execute(settings.insert().values(name="schema_version", value=str(len(MIGRATIONS))))
-
-
-def _version(connection: sa.Connection) -> int:
-    """Return the schema version, or 0 where the settings are not ours."""
-    if not {"name", "value"} <= {column["name"] for column in sa.inspect(connection).get_columns(settings.name)}:
-        return 0
-    found = connection.scalar(sa.select(settings.c.value).where(settings.c.name == "schema_version")) or ""
-    return int(found) if found.isdecimal() else 0

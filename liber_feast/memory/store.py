@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from liber_feast.behavior import microseconds
 from liber_feast.errors import ConfigError, MemoryFailure, RetryableError, StoreNotReady
-from liber_feast.memory import schema
+from liber_feast.memory import migrations
 from liber_feast.memory.append import Appended, VectorsOf, append, encoded_before, items_in_play, seal_idle
+from liber_feast.memory.schema import runs
 from liber_feast.memory.settings import keep_setting, setting
 from liber_feast.partition import Condition
 
@@ -51,7 +52,7 @@ class Memory:
         memory = cls(_connect(parsed, base=base))
         try:
             with memory.writing() as connection:
-                schema.migrate(connection)
+                migrations.migrate(connection)
         except sa.exc.OperationalError as error:
             raise MemoryFailure(f"The memory {parsed!r} cannot be opened: {_first_line(error.orig)}.") from error
         except sa.exc.DatabaseError as error:
@@ -71,12 +72,12 @@ class Memory:
     def keep_report(self, facts: Mapping[str, Any], *, finished_time: int) -> None:
         """Keep what a run did, for `last_report`."""
         with self.writing() as connection:
-            connection.execute(schema.runs.insert().values(finished_time=finished_time, report=json.dumps(facts)))
+            connection.execute(runs.insert().values(finished_time=finished_time, report=json.dumps(facts)))
 
     def last_report(self) -> dict[str, Any] | None:
         """Return what the last `feast materialize` did, or None before the first."""
         with self.reading() as connection:
-            newest = sa.select(schema.runs.c.report).order_by(schema.runs.c.run_id.desc()).limit(1)
+            newest = sa.select(runs.c.report).order_by(runs.c.run_id.desc()).limit(1)
             found = connection.scalar(newest)
         return None if found is None else dict(json.loads(found))
 
@@ -97,7 +98,7 @@ class Memory:
         Raises:
             RetryableError: another process holds the memory for longer than a transaction waits.
         """
-        with _locked_is_retryable(self.engine.url), self.engine.begin() as connection:
+        with _in_one_line(self.engine.url), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -106,9 +107,10 @@ class Memory:
 
         Raises:
             RetryableError: another process holds the memory for longer than a transaction waits.
+            MemoryFailure: the disk is full; nothing of the transaction was written.
         """
         engine = self.engine.execution_options(liber_writing=True)
-        with _locked_is_retryable(self.engine.url), engine.begin() as connection:
+        with _in_one_line(self.engine.url), engine.begin() as connection:
             yield connection
 
     def append(self, table: pa.Table, *, condition: Condition, item_vectors: VectorsOf | None = None) -> Appended:
@@ -158,18 +160,24 @@ def _check_made(url: sa.URL, *, base: Path) -> None:
 
 
 @contextmanager
-def _locked_is_retryable(url: sa.URL) -> Iterator[None]:
+def _in_one_line(url: sa.URL) -> Iterator[None]:
+    """Say of a locked memory and of a full disk what it is; any other error of the database stays as it is."""
     try:
         yield
     except (sa.exc.OperationalError, sqlite3.OperationalError) as error:
         cause = error.orig if isinstance(error, sa.exc.OperationalError) else error
-        code = cause.sqlite_errorcode if isinstance(cause, sqlite3.OperationalError) else None
-        if code is None or code & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise
-        raise RetryableError(
-            f"The memory {url.database} is locked by another process. Nothing was written; try again when that one"
-            " is done."
-        ) from error
+        code = cause.sqlite_errorcode & 0xFF if isinstance(cause, sqlite3.OperationalError) else None
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise RetryableError(
+                f"The memory {url.database} is locked by another process. Nothing was written; try again when that one"
+                " is done."
+            ) from error
+        if code == sqlite3.SQLITE_FULL:
+            raise MemoryFailure(
+                f"The memory {url.database} cannot grow: the disk is full. What was kept before is there; make room and"
+                " run the same command again."
+            ) from error
+        raise
 
 
 def _first_line(error: object) -> str:
@@ -177,8 +185,9 @@ def _first_line(error: object) -> str:
 
 
 def _connect(url: sa.URL, *, base: Path) -> sa.Engine:
+    """Return an engine whose errors say nothing of the values, which are ids of users and texts."""
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url)
+        return sa.create_engine(url, hide_parameters=True)
     path = _file(url, base=base)
     if path is not None:
         try:
@@ -186,7 +195,8 @@ def _connect(url: sa.URL, *, base: Path) -> sa.Engine:
         except OSError as error:
             raise MemoryFailure(f"The memory {url!r} cannot be made: {path.parent}: {error.strerror}.") from error
         url = url.set(database=str(path))
-    engine = sa.create_engine(url, connect_args={} if "timeout" in url.query else {"timeout": LOCK_SECONDS})
+    waits = {} if "timeout" in url.query else {"timeout": LOCK_SECONDS}
+    engine = sa.create_engine(url, connect_args=waits, hide_parameters=True)
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:

@@ -1,0 +1,130 @@
+"""Several processes spend one budget; one of them is killed."""
+
+import multiprocessing
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from liber_feast.budget import Amount, CallOutcome, Limits, SettledCall
+from liber_feast.memory import Memory
+from liber_feast.memory.call_tables import calls
+from liber_feast.memory.ledger import MemoryLedger
+from liber_feast.memory.spending import run_spent, spent
+from tests.ledger_parts import MOST, TODAY, answered, counters, ledger_of, planned, sums
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+SPAWN = multiprocessing.get_context("spawn")
+POSTGRES = os.environ.get("LIBER_TEST_POSTGRES", "postgresql+psycopg:///")
+"""By default the database that the environment's PG* variables name, or a local one of the user's name."""
+WORKERS, CALLS, TOKENS = 4, 200, 15_000
+PATIENCE_S = 300
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'memory.db'}"
+        return
+    server = sa.create_engine(POSTGRES, connect_args={"connect_timeout": 5})
+    name = f"liber_test_{uuid.uuid4().hex}"
+    try:
+        with server.begin() as connection:
+            connection.execute(sa.schema.CreateSchema(name))
+    except sa.exc.OperationalError:
+        pytest.skip("no PostgreSQL answers here; LIBER_TEST_POSTGRES can name one")
+    yield sa.make_url(POSTGRES).update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(False)
+    with server.begin() as connection:
+        connection.execute(sa.schema.DropSchema(name, cascade=True))
+    server.dispose()
+
+
+def opened(url: str) -> Memory:
+    return Memory.open(url, base=Path())
+
+
+def shared_ledger(memory: Memory, *, run: Limits | None = None) -> MemoryLedger:
+    return ledger_of(memory, run=run, day=Limits(calls=CALLS, tokens=TOKENS))
+
+
+def spend_until_refused(url: str, ready: "Connection[bool, bool]") -> None:
+    """Make calls that use less than is reserved, some of them lost, until nothing is granted and nothing in flight."""
+    memory = opened(url)
+    ledger = shared_ledger(memory)
+    in_flight = ledger.exchange(settled=(), wanted=planned(3)).call_ids
+    ready.send(True)
+    ready.recv()
+    while in_flight:
+        time.sleep(0.001)
+        settled = [
+            SettledCall(call_id=one, outcome=CallOutcome.LOST) if one % 10 == 0 else answered(one) for one in in_flight
+        ]
+        in_flight = ledger.exchange(settled=settled, wanted=planned(3)).call_ids
+    memory.close()
+
+
+def reserve_and_hang(url: str, ready: "Connection[bool, bool]") -> None:
+    """Settle one of three calls, and never the others."""
+    ledger = shared_ledger(opened(url))
+    first, *_ = ledger.exchange(settled=(), wanted=planned(3)).call_ids
+    ledger.exchange(settled=[answered(first)], wanted=())
+    ready.send(True)
+    ready.recv()
+
+
+def heard_from(ready: "Connection[bool, bool]") -> None:
+    assert ready.poll(PATIENCE_S), "a worker did not get ready"
+    ready.recv()
+
+
+def test_workers_use_up_the_budget_of_a_day_together_and_never_more(url: str) -> None:
+    memory = opened(url)
+    pipes = [SPAWN.Pipe() for _ in range(WORKERS)]
+    workers = [SPAWN.Process(target=spend_until_refused, args=(url, theirs)) for _, theirs in pipes]
+    for worker in workers:
+        worker.start()
+    for ours, _ in pipes:
+        heard_from(ours)
+    for ours, _ in pipes:
+        ours.send(True)
+    for worker in workers:
+        worker.join(PATIENCE_S)
+        assert worker.exitcode == 0
+    with memory.reading() as connection:
+        (day,) = spent(connection, by="day")
+        runs = connection.scalars(sa.select(calls.c.run_id).distinct()).all()
+        by_run = [run_spent(connection, one).calls for one in runs]
+    memory.close()
+    assert day.open == 0
+    assert sum(by_run) == day.calls
+    assert len(runs) == WORKERS
+    used = day.input_tokens + day.output_tokens
+    assert used == 90 * day.answered + 100 * day.lost <= TOKENS
+    assert TOKENS - used < 100, "another call would have fit"
+
+
+def test_the_calls_of_a_killed_worker_stay_reserved_for_the_next(url: str) -> None:
+    memory = opened(url)
+    ours, theirs = SPAWN.Pipe()
+    worker = SPAWN.Process(target=reserve_and_hang, args=(url, theirs))
+    worker.start()
+    heard_from(ours)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(PATIENCE_S)
+    assert worker.exitcode == -signal.SIGKILL
+    booked = Amount(calls=3, tokens=290, nanodollars=100_000 + 2 * MOST)
+    assert counters(memory) == sums(memory) == dict.fromkeys(counters(memory), booked)
+    grant = shared_ledger(memory).exchange(settled=(), wanted=planned(CALLS))
+    assert len(grant.call_ids) == (TOKENS - 290) // 100
+    assert grant.limit == f"the {TOKENS:,} tokens of {TODAY} (UTC)"
+    memory.close()
