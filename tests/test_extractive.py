@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liber_feast.interest import DescribedBehavior, InterestLearner, Item
+from liber_feast.interest import DescribedBehavior, InterestLearner, Item, LearnedText
 from liber_feast.llm.extractive import WORD_LIMIT, ExtractiveLearner
 from liber_feast.prompt import load_prompt
 from tests.test_prompt import DOMAINS, assert_golden, sample, shift_request, summary_request
@@ -40,18 +40,21 @@ def genre(name: str, *, liked: int = 0, disliked: int = 0) -> tuple[DescribedBeh
 
 
 def summarize(*behaviors: DescribedBehavior, domain: str = "movielens") -> str:
-    ((position, answer),) = LEARNERS[domain].summarize([summary_request(behaviors)])
-    assert position == 0
-    return answer.text
+    request = summary_request(behaviors)
+    (((answered, outcome),),) = LEARNERS[domain].summarize([request])
+    assert answered is request
+    assert isinstance(outcome, LearnedText)
+    return outcome.text
 
 
 def shift(
     previous: tuple[DescribedBehavior, ...], current: tuple[DescribedBehavior, ...], *, domain: str = "movielens"
 ) -> str:
     request = shift_request(previous=previous, current=current, texts=("unused", "unused"))
-    ((position, answer),) = LEARNERS[domain].learn_shifts([request])
-    assert position == 0
-    return answer.text
+    (((answered, outcome),),) = LEARNERS[domain].learn_shifts([request])
+    assert answered is request
+    assert isinstance(outcome, LearnedText)
+    return outcome.text
 
 
 names = st.one_of(st.sampled_from(["Drama", "Crime", "War", "1990s", "Joel Coen"]), st.text(max_size=80))
@@ -362,8 +365,8 @@ def test_answers_come_in_order_and_name_the_model_and_the_prompt() -> None:
     prompt = load_prompt("movielens")
     learner: InterestLearner = ExtractiveLearner(prompt)
     requests = [summary_request(sample("movielens", which=which)) for which in (0, 1, 0)]
-    answers = list(learner.summarize(requests))
-    assert [position for position, _ in answers] == [0, 1, 2]
+    (answers,) = learner.summarize(requests)
+    assert [request for request, _ in answers] == requests
     assert answers[0][1] == answers[2][1] != answers[1][1]
     assert list(learner.summarize([])) == list(learner.learn_shifts([])) == []
     assert (learner.model, learner.prompt_version) == ("extractive-1", prompt.version)

@@ -5,10 +5,11 @@ The default learner: no weights, no network, deterministic. Every text is plain 
 first. Like an LLM's, the texts name no user. The profile is not used: it is the same for all partitions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from itertools import islice
 
-from liber_feast.interest import LearnedText, ShiftRequest, SummaryRequest
+from liber_feast.interest import Answers, LearnedText, ShiftRequest, SummaryRequest
 from liber_feast.llm.tally import FactorTally, Tally, ValueTally, quoted_title, rank_titles, tally_partition
 from liber_feast.llm.wording import (
     both_or_all,
@@ -46,6 +47,9 @@ BREAK = timedelta(days=30)
 FEW = 10
 """Behaviors below which a single one can appear or vanish."""
 
+TEXTS_PER_GROUP = 100
+"""Texts that are kept in one transaction."""
+
 _DAY = timedelta(days=1)
 
 
@@ -53,6 +57,7 @@ class ExtractiveLearner:
     """An interest learner that counts; the prompt gives it the domain's factors and nouns."""
 
     model = "extractive-1"
+    counts_behaviors = True
 
     def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
@@ -62,18 +67,26 @@ class ExtractiveLearner:
         """The version of the template whose factors and nouns are used."""
         return self.prompt.version
 
-    def summarize(self, requests: Sequence[SummaryRequest]) -> Iterator[tuple[int, LearnedText]]:
+    def summarize(self, requests: Iterable[SummaryRequest]) -> Iterator[Answers[SummaryRequest]]:
         """Write one summary per request, in order; a partition has at least one behavior."""
-        for position, request in enumerate(requests):
-            tally = tally_partition(request.behaviors, factors=self.prompt.factors)
-            yield position, LearnedText(text=_summary(tally, words=self.prompt.words))
+        waiting = iter(requests)
+        while some := list(islice(waiting, TEXTS_PER_GROUP)):
+            yield [(request, LearnedText(text=self._summary_of(request))) for request in some]
 
-    def learn_shifts(self, requests: Sequence[ShiftRequest]) -> Iterator[tuple[int, LearnedText]]:
+    def learn_shifts(self, requests: Iterable[ShiftRequest]) -> Iterator[Answers[ShiftRequest]]:
         """Write one shift per request, in order, from the behaviors of both partitions."""
-        for position, request in enumerate(requests):
-            before = tally_partition(request.previous_behaviors, factors=self.prompt.factors)
-            after = tally_partition(request.behaviors, factors=self.prompt.factors)
-            yield position, LearnedText(text=_shift(before, after=after, words=self.prompt.words))
+        waiting = iter(requests)
+        while some := list(islice(waiting, TEXTS_PER_GROUP)):
+            yield [(request, LearnedText(text=self._shift_of(request))) for request in some]
+
+    def _summary_of(self, request: SummaryRequest) -> str:
+        tally = tally_partition(request.behaviors, factors=self.prompt.factors)
+        return _summary(tally, words=self.prompt.words)
+
+    def _shift_of(self, request: ShiftRequest) -> str:
+        before = tally_partition(request.previous_behaviors, factors=self.prompt.factors)
+        after = tally_partition(request.behaviors, factors=self.prompt.factors)
+        return _shift(before, after=after, words=self.prompt.words)
 
 
 def _summary(tally: Tally, *, words: Words) -> str:
