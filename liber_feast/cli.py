@@ -1,10 +1,12 @@
-"""The `liber` command: load a data set, look at the memory, publish trained fusion weights, run it all once.
+"""The `liber` command: load a data set, look at the memory, plan and account for LLM calls, publish trained weights.
 
 Figures go to stdout, progress and errors to stderr; a bad input ends in one line.
 """
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,44 @@ app = typer.Typer(
 
 Repo = Annotated[Path, typer.Option(help="The feature repo: the folder of feature_store.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+PLANNED = {
+    "stage": "stage",
+    "calls": "calls",
+    "input_tokens": "tokens in",
+    "output_tokens": "out",
+    "seconds": "seconds",
+    "dollars": "dollars",
+    "basis": "from",
+}
+SPENT = {
+    "key": "",
+    "calls": "calls",
+    "answered": "answered",
+    "input_tokens": "tokens in",
+    "cached_tokens": "cached",
+    "output_tokens": "out",
+    "seconds": "seconds",
+    "dollars": "dollars",
+}
+"""Columns of the tables, by name; `--json` has more."""
+
+
+class By(StrEnum):
+    """What costs are summed by."""
+
+    DAY = "day"
+    MODEL = "model"
+    STAGE = "stage"
+    USER = "user"
+
+
+class Stage(StrEnum):
+    """Of the texts."""
+
+    SUMMARY = "summary"
+    SHIFT = "shift"
 
 
 @app.command()
@@ -47,6 +87,78 @@ def status(repo: Repo = Path("feature_repo"), as_json: Json = False) -> None:
     from liber_feast.repo import repo_status  # noqa: PLC0415
 
     show(repo_status(repo), title=f"memory of {repo}", as_json=as_json)
+
+
+@app.command()
+def plan(
+    start: Annotated[str, typer.Argument(help="As for `feast materialize`, ISO 8601.")],
+    end: Annotated[str, typer.Argument(help="As for `feast materialize`, ISO 8601.")],
+    repo: Repo = Path("feature_repo"),
+    as_json: Json = False,
+) -> None:
+    """Say what `feast materialize START END` would ask an LLM for, and what it would cost; no call, no write."""
+    from liber_feast.plan import plan_window  # noqa: PLC0415
+
+    facts = plan_window(repo, start, end).facts()
+    if as_json:
+        show(facts, title="", as_json=True)
+        return
+    stages, left = facts.pop("stages"), facts.pop("budget_left")
+    if stages:
+        show_rows([{**facts.pop("total"), "stage": "in all"}, *stages], columns=PLANNED, title="calls to come")
+    facts["budget_left"] = {f"{one['unit']} of the {one['scope']}": one["left"] for one in left} or "no limit"
+    show(facts, title=f"plan for {repo}", as_json=False)
+
+
+@app.command()
+def costs(
+    by: Annotated[By, typer.Option(help="What the sums are by; days are UTC.")] = By.DAY,
+    repo: Repo = Path("feature_repo"),
+    as_json: Json = False,
+) -> None:
+    """Show what the calls to LLMs have cost so far."""
+    from liber_feast.llm_commands import costs as costs_of  # noqa: PLC0415
+
+    facts = costs_of(repo, by=by.value)
+    if as_json:
+        show(facts, title="", as_json=True)
+        return
+    show_rows([*facts["rows"], {**facts["total"], "key": "in all"}], columns=SPENT, title=f"spent by {by.value}")
+
+
+@app.command()
+def retry(
+    user: Annotated[str | None, typer.Option(help="Only the failed texts of this user.")] = None,
+    repo: Repo = Path("feature_repo"),
+    as_json: Json = False,
+) -> None:
+    """Try failed texts once more, and publish what follows."""
+    from liber_feast.llm_commands import retry as retry_failed  # noqa: PLC0415
+
+    done = retry_failed(repo, user_id=user)
+    if not done.facts["retried_users"]:
+        _say("No text has failed.")
+    show(done.facts, title=f"retried in {repo}", as_json=as_json)
+    if done.error is not None:
+        raise done.error
+
+
+@app.command()
+def recompute(
+    since: Annotated[str, typer.Option(help="Partitions that were sealed at this time or later, ISO 8601.")],
+    stage: Annotated[Stage | None, typer.Option(help="Only the texts of one stage.")] = None,
+    repo: Repo = Path("feature_repo"),
+    as_json: Json = False,
+) -> None:
+    """Write texts anew, as new rows, with the prompt and the model in use; this costs what they cost at first."""
+    from liber_feast.llm_commands import recompute as write_anew  # noqa: PLC0415
+
+    done = write_anew(repo, since=since, stage=stage)
+    if set(done.facts) == {"marked_texts"}:
+        _say(f"No partition was sealed since {since}; nothing is written anew.")
+    show(done.facts, title=f"written anew in {repo}", as_json=as_json)
+    if done.error is not None:
+        raise done.error
 
 
 @app.command()
@@ -84,9 +196,26 @@ def show(facts: dict[str, Any], *, title: str, as_json: bool) -> None:
         return
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in facts.items():
-        shown = ", ".join(f"{key}: {one}" for key, one in value.items()) if isinstance(value, dict) else value
-        table.add_row(name.replace("_", " "), f"{shown:,}" if isinstance(shown, int) else str(shown))
+        table.add_row(name.replace("_", " "), _figure(value))
     Console().print(table)
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str], title: str) -> None:
+    """Print figures of the same kind to stdout: a table with a row for each; `columns` are titles by name."""
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(columns.values()):
+        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_figure(row.get(name, "")) for name in columns))
+    Console().print(table)
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_figure(one)}" for key, one in value.items())
+    if isinstance(value, float):
+        return f"{value:,.4f}".rstrip("0").rstrip(".")
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _say(line: str) -> None:

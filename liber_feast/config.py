@@ -7,12 +7,13 @@ import difflib
 from typing import Any, Literal
 
 from feast.repo_config import FeastConfigBaseModel
-from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from liber_feast.behavior import RatingScale
 from liber_feast.condition import Condition, condition_from
 from liber_feast.errors import ConfigError
+from liber_feast.interest_config import ExtractiveConfig, InterestConfig, MetricsConfig, interest_problem
 
 
 class _Block(FeastConfigBaseModel):
@@ -31,14 +32,6 @@ class BehaviorConfig(_Block):
         """Return the two keys as one value."""
         low, high = self.scale
         return RatingScale(low=low, high=high, like_above=self.like_above)
-
-
-class InterestConfig(_Block):
-    """Who writes summaries and shifts, and from which prompt template."""
-
-    backend: Literal["extractive"] = "extractive"
-    prompt: str = "movielens"
-    """A bundled template (movielens, amazon_books, amazon_products, music) or the path of a TOML file."""
 
 
 class EncoderConfig(_Block):
@@ -74,7 +67,9 @@ class LiberComputeEngineConfig(_Block):
     """When a cache becomes a partition; a new rule applies to what is not yet sealed."""
     on_the_fly: Literal["inline"] = "inline"
     """When a push fills a cache: the job runs before the push returns."""
-    interest: InterestConfig = Field(default_factory=InterestConfig)
+    interest: InterestConfig = Field(default_factory=ExtractiveConfig)
+    """Who writes summaries and shifts; see `interest_config`."""
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     fusion: FusionConfig = Field(default_factory=FusionConfig)
     sequence: SequenceConfig = Field(default_factory=SequenceConfig)
@@ -87,7 +82,7 @@ class LiberComputeEngineConfig(_Block):
         try:
             config: LiberComputeEngineConfig = handler(values)
         except ValidationError as error:
-            raise ConfigError(_first_line(cls, error.errors()[0])) from error
+            raise ConfigError(_first_line(cls, error.errors()[0])) from None  # the cause repeats the values
         config.condition()
         return config
 
@@ -96,14 +91,17 @@ class LiberComputeEngineConfig(_Block):
         return condition_from(self.partition)
 
 
-def _first_line(block: type[FeastConfigBaseModel], error: ErrorDetails) -> str:
+def _first_line(block: type[BaseModel], error: ErrorDetails) -> str:
+    """Return the first error as one line that names the key."""
     path = [str(part) for part in error["loc"]]
+    if path[:1] == ["interest"]:
+        return f"feature_store.yaml: {interest_problem({**error, 'loc': error['loc'][1:]})}"
     key = ".".join(["batch_engine", *path])
     if error["type"] != "extra_forbidden":
         return f"feature_store.yaml: {key}: {error['msg']}, found {error['input']!r}."
     for part in path[:-1]:
         inner = block.model_fields[part].annotation
-        block = inner if isinstance(inner, type) and issubclass(inner, FeastConfigBaseModel) else block
+        block = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else block
     close = difflib.get_close_matches(path[-1], block.model_fields, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"feature_store.yaml: unknown key {key!r}; allowed: {', '.join(block.model_fields)}.{hint}"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from liber_feast.errors import ConfigError
 from liber_feast.interest import Progress
 from liber_feast.memory import Memory
-from liber_feast.memory.texts import (
+from liber_feast.memory.vectors import (
     add_vectors,
     distinct_text_count,
     distinct_texts,

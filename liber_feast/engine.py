@@ -2,8 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
@@ -23,16 +23,27 @@ from tqdm import tqdm
 
 from liber_feast.behavior import BEHAVIOR_ID, EVENT_TIME, ITEM, RATING, USER, CheckedBehaviors, check_behaviors
 from liber_feast.config import LiberComputeEngineConfig
-from liber_feast.errors import BadWindow, InvalidBehaviors, StoreNotReady
-from liber_feast.interest import Progress
-from liber_feast.job import forget_online, liber_views, open_job, open_registry
+from liber_feast.errors import (
+    BackendRefused,
+    BackendUnreachable,
+    BadWindow,
+    InvalidBehaviors,
+    LiberError,
+    StoreNotReady,
+)
+from liber_feast.job import forget_online, liber_views, open_job, open_registry, repo_folder
 from liber_feast.materialize import Job, Report
 from liber_feast.offline_pull import Pull
 from liber_feast.offline_read import STAGE, locate, open_snapshot
+from liber_feast.run_display import bars, exposed_metrics
+from liber_feast.shortfall import shortfall
 
 __all__ = ["LiberComputeEngine", "LiberComputeEngineConfig"]
 
 logger = logging.getLogger(__name__)
+
+PUSH_PATIENCE_S = 10.0
+"""How long a push waits for an LLM that does not answer, beside calls under way; other pushes wait for it meanwhile."""
 
 BEHAVIORS = "behaviors"
 ID_TYPES: dict[object, pa.DataType] = {String: pa.string(), Int32: pa.int64(), Int64: pa.int64()}
@@ -89,33 +100,59 @@ class LiberComputeEngine(ComputeEngine):
     ) -> list[MaterializationJob]:
         """Run the LIBER views of `tasks` as one job over their window, and Feast's engine for every other view.
 
+        Where texts failed, the budget is out or the LLM is gone, everything else is published and Feast raises the
+        error of our jobs: then no LIBER view counts as materialized over the window.
+
         Raises:
             BadWindow: the window ends before it starts.
             LiberError: see `Job`; then no view of `tasks` counts as materialized.
         """
         asked = [tasks] if isinstance(tasks, MaterializationTask) else tasks
         ours = [task for task in asked if STAGE in task.feature_view.tags]
-        if ours:
-            self._materialize_ours(registry, ours)
+        error = self._materialize_ours(registry, ours) if ours else None
         return [
-            _done(task) if STAGE in task.feature_view.tags else self._local.materialize(registry, task, **options)[0]
+            _ended(task, error)
+            if STAGE in task.feature_view.tags
+            else self._local.materialize(registry, task, **options)[0]
             for task in asked
         ]
 
     def push(self, registry: BaseRegistry, table: pa.Table) -> Report:
         """Append pushed behaviors; if they fill a cache, make and publish its texts and vectors before returning.
 
+        Texts that cannot be had now (they fail, the budget is out, the LLM refuses or does not answer within
+        PUSH_PATIENCE_S) are logged and left to the next materialization: the behaviors are kept, and published.
+
         Raises:
             InvalidBehaviors: a row breaks the schema; nothing was taken.
         """
         job, report = self.job(registry), Report()
+        stopped: LiberError | None = None
         checked = self.check(liber_views(registry, project=self.repo_config.project)[BEHAVIORS], table)
         appended = job.append(checked, report)
         with self._working:
-            job.drain(report, user_keys=appended.user_keys)
-        if report.duplicate_count or report.late_count:
+            try:
+                job.drain(report, user_keys=appended.user_keys, patience_s=PUSH_PATIENCE_S)
+            except (BackendRefused, BackendUnreachable) as error:
+                stopped = error
+        if stopped:
+            logger.warning("push: %s; texts are left to the next materialization: %s", report.line(), stopped.message)
+        elif report.failed_count or report.exhausted:
+            logger.warning("push: %s", report.line())
+        elif report.duplicate_count or report.late_count:
             logger.info("push: %s", report.line())
         return report
+
+    def window(self, registry: BaseRegistry, *, start: datetime, end: datetime) -> CheckedBehaviors:
+        """Return the behaviors that the log has within [start, end].
+
+        Raises:
+            BadWindow: the window ends before it starts.
+            InvalidBehaviors: a row breaks the schema.
+        """
+        _check_window(start, end)
+        view = liber_views(registry, project=self.repo_config.project)[BEHAVIORS]
+        return self.check(view, self._read(view, start, end))
 
     def check(self, view: FeatureView, table: pa.Table) -> CheckedBehaviors:
         """Return the behaviors of the view `behaviors` in canonical form.
@@ -144,20 +181,52 @@ class LiberComputeEngine(ComputeEngine):
                 self._job = open_job(self.repo_config, registry=registry, online_store=self.online_store)
             return self._job
 
-    def _materialize_ours(self, registry: BaseRegistry, tasks: Sequence[MaterializationTask]) -> None:
-        start, end = min(task.start_time for task in tasks), max(task.end_time for task in tasks)
-        if start > end:
-            raise BadWindow(f"The window starts at {start.isoformat()}, after its end {end.isoformat()}. Swap the two.")
-        job, report = self.job(registry), Report()
-        view = liber_views(registry, project=self.repo_config.project)[BEHAVIORS]
-        with report.timed("read"):
-            checked = self.check(view, self._read(view, start, end))
-        job.append(checked, report)
-        job.seal_idle(min(end, datetime.now(UTC)), report)  # until then a live cache may still grow
-        with self._working, _bars(tasks[0].tqdm_builder) as progress:
-            job.drain(report, progress=progress)
+    def finish(
+        self,
+        job: Job,
+        report: Report,
+        *,
+        user_keys: Sequence[int] | None = None,
+        tqdm_builder: Callable[[int], Any] | None = None,
+    ) -> LiberError | None:
+        """Make and publish all that is missing, failed texts included, and say what was done.
+
+        Return what could not be done, to be raised once everything else of the run is.
+
+        Raises:
+            ConfigError: the metrics' file cannot be written; nothing was made.
+            LiberError: another part cannot be used, or a store not be written; see `Job`.
+        """
+        stopped: LiberError | None = None
+        with self._working, self._metrics_of(job):
+            try:
+                spent = job.llm.learner.spent if job.llm else None
+                with bars(tqdm_builder, spent=spent) as progress:
+                    job.drain(report, user_keys=user_keys, with_failed=True, progress=progress)
+            except (BackendRefused, BackendUnreachable) as error:
+                stopped = error
+            finally:
+                job.close_llm()
+        if stopped and not report.has_work:
+            return stopped
         job.memory.keep_report(report.facts(), finished_time=job.clock())
         tqdm.write(report.line(), file=sys.stderr)
+        return stopped or shortfall(job, report)
+
+    def _materialize_ours(self, registry: BaseRegistry, tasks: Sequence[MaterializationTask]) -> LiberError | None:
+        start, end = min(task.start_time for task in tasks), max(task.end_time for task in tasks)
+        _check_window(start, end)
+        job, report = self.job(registry), Report()
+        with report.timed("read"):
+            checked = self.window(registry, start=start, end=end)
+        job.append(checked, report)
+        job.seal_idle(min(end, datetime.now(UTC)), report)  # until then a live cache may still grow
+        return self.finish(job, report, tqdm_builder=tasks[0].tqdm_builder)
+
+    def _metrics_of(self, job: Job) -> AbstractContextManager[None]:
+        config = self.config.metrics
+        textfile = None if config.textfile is None else repo_folder(self.repo_config) / config.textfile
+        return exposed_metrics(port=config.port, textfile=textfile, count_pending=job.count_pending)
 
     def _read(self, view: FeatureView, start: datetime, end: datetime) -> pa.Table:
         """Return the log's rows within [start, end] and those without a time, which `check` refuses."""
@@ -177,30 +246,12 @@ class LiberComputeEngine(ComputeEngine):
         return pull.rows().rename_columns({view.join_keys[0]: USER, source.timestamp_field: EVENT_TIME})
 
 
-def _done(task: MaterializationTask) -> MaterializationJob:
+def _check_window(start: datetime, end: datetime) -> None:
+    if start > end:
+        raise BadWindow(f"The window starts at {start.isoformat()}, after its end {end.isoformat()}. Swap the two.")
+
+
+def _ended(task: MaterializationTask, error: LiberError | None) -> MaterializationJob:
     job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
-    return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
-
-
-@contextmanager
-def _bars(builder: Callable[[int], Any] | None) -> Iterator[Progress]:
-    """One of Feast's bars at a time: a stage opens its own and closes the one before."""
-    bar: Any = None
-    shown = ""
-
-    def progress(stage: str, count: int, total: int | None) -> None:
-        nonlocal bar, shown
-        if builder is None:
-            return
-        if stage != shown:
-            if bar is not None:
-                bar.close()
-            bar, shown = builder(total or 0), stage
-            bar.set_description(stage)
-        bar.update(count)
-
-    try:
-        yield progress
-    finally:
-        if bar is not None:
-            bar.close()
+    status = MaterializationJobStatus.SUCCEEDED if error is None else MaterializationJobStatus.ERROR
+    return LocalMaterializationJob(job_id=job_id, status=status, error=error)

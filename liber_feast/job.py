@@ -14,13 +14,14 @@ from liber_feast.encoding import Encoding
 from liber_feast.errors import ConfigError, StoreNotReady
 from liber_feast.fuser import Fuser, open_fuser
 from liber_feast.interest import InterestLearner
+from liber_feast.interest_config import ExtractiveConfig
 from liber_feast.llm.extractive import ExtractiveLearner
-from liber_feast.materialize import Job
+from liber_feast.llm_backend import OpenedLlm, configure_llm, open_prompt
+from liber_feast.materialize import Job, utc_microseconds
 from liber_feast.memory import Memory, publications
 from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.offline_read import locate
 from liber_feast.online import FeastOnlineSink
-from liber_feast.prompt import load_prompt
 from liber_feast.publish import VIEWS, DeltaSink
 from liber_feast.title_vectors import TitleVectors
 
@@ -75,9 +76,25 @@ def liber_views(registry: BaseRegistry, *, project: str) -> dict[str, FeatureVie
 
 
 def open_learner(config: LiberComputeEngineConfig, *, base: Path) -> InterestLearner:
-    """Return the backend that the interest block names."""
-    prompt = config.interest.prompt
-    return ExtractiveLearner(load_prompt(str(base / prompt) if prompt.endswith(".toml") else prompt))
+    """Return the learner that the interest block names and that is no LLM."""
+    return ExtractiveLearner(open_prompt(config.interest.prompt, base=base))
+
+
+def interest_versions(config: LiberComputeEngineConfig, *, base: Path) -> dict[str, str]:
+    """Return under which versions the next text is kept; asks for no key and no package."""
+    block = config.interest
+    model = ExtractiveLearner.model if isinstance(block, ExtractiveConfig) else block.model
+    return {"prompt_version": open_prompt(block.prompt, base=base).version, "model": model}
+
+
+def open_catalog(config: RepoConfig, *, registry: BaseRegistry) -> FeastCatalog:
+    """Return what the feature repo says of items and users.
+
+    Raises:
+        StoreNotReady: the registry lacks a view.
+    """
+    views = liber_views(registry, project=config.project)
+    return FeastCatalog(items=views["item_attributes"], profiles=views["user_profile"], config=config)
 
 
 def open_encoding(config: RepoConfig) -> Encoding:
@@ -109,23 +126,27 @@ def active_fuser(config: RepoConfig, memory: Memory) -> Callable[[str | None], F
     return fuser
 
 
-def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: OnlineStore) -> Job:
+def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: OnlineStore, with_llm: bool = True) -> Job:
     """Open everything a job needs; models are loaded when a text needs them.
+
+    Without the LLM, and so without its package and its key, a job can publish and not learn.
 
     Raises:
         LiberError: a part of the configuration cannot be used, or the repo was never applied.
     """
     block: LiberComputeEngineConfig = config.batch_engine
     views = liber_views(registry, project=config.project)
-    learner = open_learner(block, base=repo_folder(config))
+    open_learner_of = _prepared_learner(block, base=repo_folder(config), with_llm=with_llm)
     encoding = open_encoding(config)
     encoding.pca()  # says at once where it does not fit the configuration
-    catalog = FeastCatalog(items=views["item_attributes"], profiles=views["user_profile"], config=config)
-    memory = open_memory(config)
+    catalog = open_catalog(config, registry=registry)
+    memory = open_memory(config)  # the first thing that is written
+    learner, llm = open_learner_of(memory)
     return Job(
         memory=memory,
         condition=block.condition(),
         learner=learner,
+        llm=llm,
         catalog=catalog,
         like_above=block.behavior.like_above,
         encoding=encoding,
@@ -136,6 +157,23 @@ def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: Online
         memory_window=block.memory_window,
         sequence_length=block.sequence.length,
     )
+
+
+def _prepared_learner(
+    config: LiberComputeEngineConfig, *, base: Path, with_llm: bool
+) -> Callable[[Memory], tuple[InterestLearner, OpenedLlm | None]]:
+    """Check everything that needs no memory, and return what opens the learner of one."""
+    block = config.interest
+    if isinstance(block, ExtractiveConfig) or not with_llm:
+        learner = open_learner(config, base=base)
+        return lambda _memory: (learner, None)
+    configured = configure_llm(block, base=base)
+
+    def open_llm(memory: Memory) -> tuple[InterestLearner, OpenedLlm | None]:
+        llm = configured.open(memory, clock=utc_microseconds)
+        return llm.learner, llm
+
+    return open_llm
 
 
 def _delta_path(view: FeatureView, config: RepoConfig) -> Path:

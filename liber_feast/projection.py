@@ -1,7 +1,8 @@
 """Rows of the feature views, made from the memory: one table a view, the same for Delta and online.
 
 Nothing here writes. The same memory gives the same rows, whoever asks and when: that is what lets a publication
-be repeated and a store be rebuilt.
+be repeated and a store be rebuilt. A text's row was created when the text was written; that of a vector or a fused
+vector, which may outdate one published before, with the publication, whose `created_time` is kept with it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,19 +16,14 @@ import sqlalchemy as sa
 
 from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, RATING, TIMESTAMP, USER
 from liber_feast.fuser import Fuser
+from liber_feast.interest import SHIFT, SUMMARY
+from liber_feast.memory.publications import maker_of, text_version
 from liber_feast.memory.schema import behaviors, partitions, texts
 from liber_feast.memory.settings import setting
-from liber_feast.memory.texts import (
-    SHIFT,
-    SUMMARY,
-    PartitionKey,
-    PartitionVector,
-    known_user_ids,
-    partition_vectors,
-    user_chunks,
-)
+from liber_feast.memory.texts import PartitionKey, known_user_ids, user_chunks
+from liber_feast.memory.vectors import PartitionVector, partition_vectors
 
-VECTOR, FUSED = "vector", "fused"
+FUSED = "fused"
 
 _TEXT_FIELDS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
     SUMMARY: (
@@ -50,21 +46,17 @@ _TEXT_FIELDS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
 _TIME_FIELDS = ((EVENT_TIME, TIMESTAMP), (CREATED_TIME, TIMESTAMP))
 
 
-def text_version(*, prompt_version: str, model: str) -> str:
-    """Return the version under which a text is published."""
-    return f"{prompt_version}/{model}"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Projection:
     """One snapshot of the memory, seen as feature rows.
 
-    `encoder_version` is None while the PCA is not fitted: there are no vectors then.
+    `vector_version` is None while the PCA is not fitted: there are no vectors then.
     """
 
     connection: sa.Connection
     fuser: Fuser
-    encoder_version: str | None
+    vector_version: str | None
+    """The version under which vectors are published now; the encoder made it (`maker_of`)."""
     vector_width: int
     """W: floats per text."""
     memory_window: int
@@ -76,7 +68,7 @@ class Projection:
         """Return the texts of a stage that `keep` (of partition and version) keeps, as rows of its view."""
         columns = (
             *(texts.c[name] for name in ("user_key", "partition_index", "previous_partition_index", "prompt_version")),
-            *(texts.c[name] for name in ("model", "created_time")),
+            *(texts.c[name] for name in ("model", "revision", "created_time")),
             texts.c.text.label(stage),
             *(partitions.c[name] for name in ("behavior_count", "first_time", "last_time", "seal_time")),
         )
@@ -90,7 +82,7 @@ class Projection:
             for row in self.connection.execute(
                 query.order_by(texts.c.user_key, texts.c.partition_index, texts.c.text_id)
             ):
-                version = text_version(prompt_version=row.prompt_version, model=row.model)
+                version = text_version(prompt_version=row.prompt_version, model=row.model, revision=row.revision)
                 if keep((row.user_key, row.partition_index), version):
                     found.append({**row._mapping, EVENT_TIME: row.seal_time, CREATED_TIME: row.created_time})
         return self._table(found, _TEXT_FIELDS[stage])
@@ -100,14 +92,16 @@ class Projection:
         rows = self.text_rows(stage, user_keys=user_keys, keep=lambda _key, _version: True)
         return _last_of_each(rows)
 
-    def vectors(self, user_keys: Sequence[int], *, encoder_version: str | None = None) -> Iterator[PartitionVector]:
-        """Yield the partition vectors of the users, by user and index."""
-        version = encoder_version or self.encoder_version
+    def vectors(self, user_keys: Sequence[int], *, version: str | None = None) -> Iterator[PartitionVector]:
+        """Yield the partition vectors of the users, by user and index; of another version than the one in use, too."""
+        version = version or self.vector_version
         if version is None:
             return iter(())
-        return partition_vectors(self.connection, user_keys, encoder_version=version, width=self.vector_width)
+        return partition_vectors(
+            self.connection, user_keys, encoder_version=maker_of(version), version=version, width=self.vector_width
+        )
 
-    def vector_rows(self, vectors: Iterable[PartitionVector], *, encoder_version: str) -> pa.Table:
+    def vector_rows(self, vectors: Iterable[PartitionVector], *, encoder_version: str, created_time: int) -> pa.Table:
         """Return rows of the Delta table behind `long_term_memory`: one vector a partition."""
         rows = [
             {
@@ -116,23 +110,23 @@ class Projection:
                 "vector": one.vector,
                 "encoder_version": encoder_version,
                 EVENT_TIME: one.seal_time,
-                CREATED_TIME: one.created_time,
+                CREATED_TIME: created_time,
             }
             for one in vectors
         ]
         fields = (("partition_index", pa.int64()), ("vector", pa.list_(pa.float32())), ("encoder_version", pa.string()))
         return self._table(rows, fields)
 
-    def memory_rows(self, user_keys: Sequence[int]) -> pa.Table:
+    def memory_rows(self, user_keys: Sequence[int], *, created_time: int) -> pa.Table:
         """Return the newest row of `long_term_memory` of each user that has a vector."""
         rows = [
             {
                 "user_key": window[-1].user_key,
                 "vectors": np.concatenate([one.vector for one in window]),
                 "partition_count": len(window),
-                "encoder_version": self.encoder_version,
+                "encoder_version": maker_of(self.vector_version or ""),
                 EVENT_TIME: window[-1].seal_time,
-                CREATED_TIME: window[-1].created_time,
+                CREATED_TIME: created_time,
             }
             for window in self._newest_windows(user_keys)
         ]

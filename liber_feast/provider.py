@@ -37,7 +37,8 @@ class LiberProvider(PassthroughProvider):
     ) -> None:
         """Append pushed behaviors to the memory and write online what follows; other views as Feast does.
 
-        Pushed behaviors have the columns of the log: Feast writes them there after this, and refuses others.
+        Pushed behaviors have the columns of the log: Feast writes them there after this, and refuses others. Where
+        the LLM cannot be used, their texts follow with the next materialization.
 
         Raises:
             InvalidBehaviors: a row breaks the schema, or the columns are not those of the log; nothing was taken.

@@ -15,10 +15,12 @@ import sqlalchemy as sa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from liber_feast.fuser import Fuser
+from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory import Memory
 from liber_feast.memory.publications import (
     Publication,
     PublishedRow,
+    Rows,
     finish,
     forget_stage,
     maker_of,
@@ -27,11 +29,14 @@ from liber_feast.memory.publications import (
     plan,
     unpublished_texts,
     unpublished_vectors,
+    unpublished_windows,
+    users_to_check,
     version_in_use,
 )
 from liber_feast.memory.schema import users
-from liber_feast.memory.texts import SHIFT, SUMMARY, user_chunks
-from liber_feast.projection import FUSED, VECTOR, Projection
+from liber_feast.memory.texts import PartitionKey, user_chunks
+from liber_feast.memory.vectors import VECTOR, PartitionVector
+from liber_feast.projection import FUSED, Projection
 
 VIEWS: Mapping[str, str] = {
     SUMMARY: "partition_summary",
@@ -161,24 +166,19 @@ class Publisher:
     def _plan(self, connection: sa.Connection, user_keys: Sequence[int] | None) -> None:
         created_time = self.clock()
         for stage in (SUMMARY, SHIFT):
-            plan(
-                connection, stage, unpublished_texts(connection, stage, user_keys=user_keys), created_time=created_time
-            )
+            rows = unpublished_texts(connection, stage, user_keys=user_keys)
+            plan(connection, stage, rows, created_time=created_time)
         if self.encoder_version is None:
             return
-        for stage, version in self._versions(connection).items():
-            waiting = unpublished_vectors(
-                connection, stage, version=version, encoder_version=self.encoder_version, user_keys=user_keys
-            )
-            if not waiting:
-                continue
-            ready = self._projection(connection).vectors(sorted({user_key for user_key, _ in waiting}))
-            rows = [
-                PublishedRow(user_key=one.user_key, partition_index=one.partition_index, version=version)
-                for one in ready
-                if (one.user_key, one.partition_index) in waiting
-            ]
-            plan(connection, stage, rows, created_time=created_time)
+        versions = self._versions(connection)
+        vectors, windows = (Rows(stage=stage, version=versions[stage]) for stage in (VECTOR, FUSED))
+        due = users_to_check(connection, vectors=vectors, windows=windows, user_keys=user_keys)
+        rows = unpublished_vectors(connection, vectors, user_keys=due)
+        plan(connection, VECTOR, rows, created_time=created_time)
+        rows = unpublished_windows(
+            connection, windows, vectors=vectors, memory_window=self.memory_window, user_keys=due
+        )
+        plan(connection, FUSED, rows, created_time=created_time)
 
     def _finish_all(self, counts: dict[str, int]) -> None:
         while True:
@@ -203,20 +203,24 @@ class Publisher:
         return len(rows)
 
     def _delta_rows(self, projection: Projection, publication: Publication, user_keys: Sequence[int]) -> pa.Table:
-        wanted = {((row.user_key, row.partition_index), row.version) for row in publication.rows}
+        """Return the rows of a publication, less those that are superseded: something newer is published instead."""
+        version = publication.rows[0].version if publication.rows else ""
         if publication.stage in (SUMMARY, SHIFT):
+            texts = {((row.user_key, row.partition_index), row.version) for row in publication.rows}
             return projection.text_rows(
-                publication.stage, user_keys=user_keys, keep=lambda key, version: (key, version) in wanted
+                publication.stage, user_keys=user_keys, keep=lambda key, version: (key, version) in texts
             )
+        planned = {(row.user_key, row.partition_index): row for row in publication.rows}
         if publication.stage == VECTOR:
-            version = publication.rows[0].version
-            encoder_version = maker_of(version)
-            found = projection.vectors(user_keys, encoder_version=encoder_version)
-            kept = (one for one in found if ((one.user_key, one.partition_index), version) in wanted)
-            return projection.vector_rows(kept, encoder_version=encoder_version)
-        # Rows of a fusion that is no longer in use are superseded: the one in use has publications of its own.
-        version = self._versions(projection.connection)[FUSED]
-        windows = [window for key, window in projection.windows(user_keys).items() if (key, version) in wanted]
+            found = projection.vectors(user_keys, version=version)
+            kept = (one for one in found if _is_current([one], planned))
+            return projection.vector_rows(
+                kept, encoder_version=maker_of(version), created_time=publication.created_time
+            )
+        # Rows of a fusion that is no longer in use: the one in use has publications of its own.
+        if version != self._versions(projection.connection)[FUSED]:
+            return projection.fused_rows((), created_time=publication.created_time)
+        windows = [window for window in projection.windows(user_keys).values() if _is_current(window, planned)]
         return projection.fused_rows(windows, created_time=publication.created_time)
 
     def _write_online(self, view: str, rows: pa.Table) -> None:
@@ -236,18 +240,27 @@ class Publisher:
         return Projection(
             connection=connection,
             fuser=self.fuser(self.encoder_version),
-            encoder_version=self.encoder_version,
+            vector_version=self._versions(connection)[VECTOR] if self.encoder_version else None,
             vector_width=self.vector_width,
             memory_window=self.memory_window,
             sequence_length=self.sequence_length,
         )
 
 
+def _is_current(window: Sequence[PartitionVector], planned: Mapping[PartitionKey, PublishedRow]) -> bool:
+    """Return whether the row of a window was planned, and is made of the same texts and partitions as it was then."""
+    row = planned.get((window[-1].user_key, window[-1].partition_index))
+    if row is None:
+        return False
+    is_newer = row.text_id is not None and max(one.text_id for one in window) > row.text_id
+    return not is_newer and row.index_sum in (None, sum(one.partition_index + 1 for one in window))
+
+
 def _no_rows(projection: Projection, stage: str) -> pa.Table:
     if stage in (SUMMARY, SHIFT):
         return projection.newest_text_rows(stage, user_keys=())
     if stage == VECTOR:
-        return projection.vector_rows((), encoder_version="")
+        return projection.vector_rows((), encoder_version="", created_time=0)
     return projection.fused_rows((), created_time=0)
 
 
@@ -255,5 +268,5 @@ def _online_rows(projection: Projection, stage: str, user_keys: Sequence[int], *
     if stage in (SUMMARY, SHIFT):
         return projection.newest_text_rows(stage, user_keys=user_keys)
     if stage == VECTOR:
-        return projection.memory_rows(user_keys)
+        return projection.memory_rows(user_keys, created_time=created_time)
     return projection.newest_fused_rows(user_keys, created_time=created_time)

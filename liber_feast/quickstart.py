@@ -196,7 +196,7 @@ def _facts(
         "data_set": json.loads((repo / "data" / DESCRIPTION).read_text(encoding="utf-8"))["name"],
         **{name: status[name] for name in ("behaviors", "users", "sealed_partitions", "summaries", "shifts")},
         "calls_per_user": round((status["summaries"] + status["shifts"]) / max(1, status["users"]), 2),
-        "calls_this_run": report.get("summary_count", 0) + report.get("shift_count", 0),
+        "calls_this_run": report.get("call_count") or report.get("summary_count", 0) + report.get("shift_count", 0),
         "texts_encoded": report.get("encoded_count", 0),
         "step_seconds": steps.seconds,
         "materialize_seconds": {stage: round(seconds, 1) for stage, seconds in report.get("seconds", {}).items()},

@@ -18,16 +18,26 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.datasets import DataSet, describe, read_data_set, write_data_set
 from liber_feast.datasets.writer import DESCRIPTION
+from liber_feast.engine import LiberComputeEngine
 from liber_feast.errors import ArtifactError, ConfigError, DataSetError, StoreNotReady
 from liber_feast.feast_cli import user_message
 from liber_feast.fuser import load_fusion
-from liber_feast.job import active_fuser, liber_views, open_encoding, open_learner, open_memory, repo_folder
-from liber_feast.materialize import Job, Report
+from liber_feast.job import (
+    active_fuser,
+    interest_versions,
+    liber_views,
+    open_encoding,
+    open_job,
+    open_memory,
+    repo_folder,
+)
+from liber_feast.materialize import Report
 from liber_feast.memory import Memory
 from liber_feast.memory.schema import behaviors
-from liber_feast.memory.status import memory_status
+from liber_feast.memory.status import failure_reasons, memory_status
 from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.provider import LiberProvider
+from liber_feast.shortfall import alike
 
 
 def open_store(repo: Path) -> FeatureStore:
@@ -145,7 +155,7 @@ def repo_status(repo: Path) -> dict[str, Any]:
     liber_views(store.registry, project=store.project)
     memory = open_memory(store.config, create=False)
     with memory.reading() as connection:
-        facts = memory_status(connection)
+        facts = {**memory_status(connection), "failures": alike(failure_reasons(connection))}
     facts["in_use"] = _versions_in_use(store.config, memory)
     facts["fusion_weights"] = store.config.batch_engine.fusion.weights or memory.setting(FUSION_FOLDER) or "mean"
     facts["bytes_on_disk"] = _bytes_on_disk(repo_folder(store.config) / "data")
@@ -153,17 +163,18 @@ def repo_status(repo: Path) -> dict[str, Any]:
     return facts
 
 
-def open_repo_job(repo: Path) -> Job:
-    """Return the job of a feature repo that was applied.
+def open_engine(repo: Path) -> tuple[FeatureStore, LiberComputeEngine]:
+    """Return a feature repo that was applied, and its engine.
 
     Raises:
         StoreNotReady: it was not.
+        ConfigError: its provider or its engine is not ours.
     """
     store = open_applied_store(repo)
     provider = store._get_provider()  # Feast has no public way to it
     if not isinstance(provider, LiberProvider):
         raise ConfigError(f"{repo}: `provider` is not liber_feast.provider.LiberProvider in feature_store.yaml.")
-    return provider.engine.job(store.registry)
+    return store, provider.engine
 
 
 def use_run(run: Path, *, repo: Path) -> dict[str, Any]:
@@ -175,8 +186,9 @@ def use_run(run: Path, *, repo: Path) -> dict[str, Any]:
     if not (run / "fusion").is_dir():
         raise ArtifactError(f"{run}: there are no fusion weights. Train with `--features liber`.")
     fuser = load_fusion(run / "fusion")
-    job = open_repo_job(repo)
-    config = open_store(repo).config
+    store, engine = open_engine(repo)
+    config = store.config
+    job = open_job(config, registry=store.registry, online_store=engine.online_store, with_llm=False)
     if config.batch_engine.fusion.weights is not None:
         raise ConfigError(
             f"batch_engine.fusion.weights pins {config.batch_engine.fusion.weights!r}. Set it to null to switch by"
@@ -253,12 +265,10 @@ def _holds_behaviors(store: FeatureStore) -> bool:
 
 def _versions_in_use(config: RepoConfig, memory: Memory) -> dict[str, str]:
     """Return the versions that the next text and vector will have; the tallies count those of all that is kept."""
-    learner = open_learner(config.batch_engine, base=repo_folder(config))
     pca = open_encoding(config).pca()
     encoder_version = pca.version if pca else None
     return {
-        "prompt_version": learner.prompt_version,
-        "model": learner.model,
+        **interest_versions(config.batch_engine, base=repo_folder(config)),
         "encoder_version": encoder_version or "none yet",
         "fusion_version": active_fuser(config, memory)(encoder_version).version,
     }

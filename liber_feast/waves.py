@@ -6,30 +6,36 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 from liber_feast.interest import (
+    SHIFT,
+    SUMMARY,
+    Answers,
     DescribedBehavior,
+    Failure,
     InterestLearner,
     Item,
-    LearnedText,
     ShiftRequest,
     SummaryRequest,
 )
 from liber_feast.memory import Memory
+from liber_feast.memory.missing import MissingShift, missing_shifts, missing_summaries
 from liber_feast.memory.texts import (
-    SHIFT,
-    SUMMARY,
+    FailedText,
     NewText,
     PartitionKey,
     SealedBehavior,
     SealedPartition,
-    add_text,
-    missing_shifts,
-    missing_summaries,
+    add_texts,
+    keep_failures,
+    newest_texts,
     sealed_behaviors,
+    sealed_partitions,
 )
 
-PARTITIONS_PER_PIECE = 1_000
+PARTITIONS_PER_PIECE = 32
+"""Partitions that are read at once: few, so that a learner that keeps calls in flight waits for no long read."""
 
 _T = TypeVar("_T")
+_R = TypeVar("_R", SummaryRequest, ShiftRequest)
 
 
 class Catalog(Protocol):
@@ -44,9 +50,12 @@ class Catalog(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class MemoryWaves:
-    """`TextMemory` over the memory database, for all users or for some (`user_keys`)."""
+    """`TextMemory` over the memory database, for all users or for some (`user_keys`).
+
+    What is missing is looked up once a wave: `pending_count` finds what the requests after it are made of.
+    """
 
     memory: Memory
     catalog: Catalog
@@ -54,75 +63,104 @@ class MemoryWaves:
     like_above: float
     clock: Callable[[], int]
     user_keys: Sequence[int] | None = None
-    _waiting: dict[tuple[str | int, int], SealedPartition] = field(default_factory=dict)
+    with_failed: bool = False
+    """Whether partitions that failed are asked for once more."""
+    _summaries: list[PartitionKey] | None = None
+    """Found by `pending_count` for the requests that follow."""
+    _shifts: list[MissingShift] | None = None
+    _asked: dict[tuple[str | int, int], SealedPartition] = field(default_factory=dict)
 
-    def summary_requests(self) -> Iterator[Sequence[SummaryRequest]]:
-        """Yield the requests of all missing summaries, in pieces."""
-        with self.memory.reading() as connection:
-            waiting = missing_summaries(connection, user_keys=self.user_keys)
-        for some in _pieces(waiting):
-            profiles = self.catalog.profiles({one.user_id for one in some})
-            described = self._described(_key(one) for one in some)
-            yield [
-                SummaryRequest(
+    def pending_count(self, stage: str) -> int:
+        """Return how many texts of a stage can be asked for now."""
+        if stage == SUMMARY:
+            self._summaries = self._missing_summaries()
+            return len(self._summaries)
+        self._shifts = self._missing_shifts()
+        return len(self._shifts)
+
+    def summary_requests(self) -> Iterator[SummaryRequest]:
+        """Yield the requests of all missing summaries, by user and index."""
+        missing, self._summaries = self._summaries, None
+        for keys in _pieces(self._missing_summaries() if missing is None else missing):
+            found = self._sealed(keys, stage=SUMMARY)
+            profiles = self.catalog.profiles({one.user_id for one in found.values()})
+            described = self._described(keys)
+            for key in keys:
+                one = found[key]
+                yield SummaryRequest(
                     user_id=self._remember(one),
                     partition_index=one.partition_index,
                     profile=profiles[one.user_id],
-                    behaviors=described[_key(one)],
+                    behaviors=described[key],
                 )
-                for one in some
-            ]
 
-    def shift_requests(self) -> Iterator[Sequence[ShiftRequest]]:
-        """Yield the requests of all missing shifts whose summaries are there, in pieces."""
-        with self.memory.reading() as connection:
-            waiting = missing_shifts(connection, user_keys=self.user_keys)
-        for some in _pieces(waiting):
-            before = [(one.partition.user_key, one.previous_partition_index) for one in some]
-            described = self._described([*before, *(_key(one.partition) for one in some)])
-            yield [
-                ShiftRequest(
-                    user_id=self._remember(one.partition),
-                    partition_index=one.partition.partition_index,
-                    previous_partition_index=one.previous_partition_index,
-                    previous_summary=one.previous_summary,
-                    summary=one.summary,
+    def shift_requests(self) -> Iterator[ShiftRequest]:
+        """Yield the requests of all missing shifts that can be made now, by user and index."""
+        missing, self._shifts = self._shifts, None
+        for some in _pieces(self._missing_shifts() if missing is None else missing):
+            keys = [(one.user_key, one.partition_index) for one in some]
+            before = [(one.user_key, one.previous_partition_index) for one in some]
+            both = list(dict.fromkeys([*before, *keys]))
+            found = self._sealed(keys, stage=SHIFT)
+            described = self._described(both) if self.learner.counts_behaviors else dict.fromkeys(both, ())
+            with self.memory.reading() as connection:
+                summaries = newest_texts(connection, both, stage=SUMMARY)
+            for key, previous in zip(keys, before, strict=True):
+                yield ShiftRequest(
+                    user_id=self._remember(found[key]),
+                    partition_index=key[1],
+                    previous_partition_index=previous[1],
+                    previous_summary=summaries[previous],
+                    summary=summaries[key],
                     previous_behaviors=described[previous],
-                    behaviors=described[_key(one.partition)],
+                    behaviors=described[key],
                 )
-                for one, previous in zip(some, before, strict=True)
-            ]
 
-    def keep_summary(self, request: SummaryRequest, learned: LearnedText) -> None:
-        """Commit one summary."""
-        self._keep(request, learned, stage=SUMMARY, previous_partition_index=None)
+    def keep_summaries(self, answers: Answers[SummaryRequest]) -> None:
+        """Commit summaries and failures, in one transaction."""
+        self._keep(answers, stage=SUMMARY)
 
-    def keep_shift(self, request: ShiftRequest, learned: LearnedText) -> None:
-        """Commit one shift."""
-        self._keep(request, learned, stage=SHIFT, previous_partition_index=request.previous_partition_index)
+    def keep_shifts(self, answers: Answers[ShiftRequest]) -> None:
+        """Commit shifts and failures, in one transaction."""
+        self._keep(answers, stage=SHIFT)
 
-    def _keep(
-        self,
-        request: SummaryRequest | ShiftRequest,
-        learned: LearnedText,
-        *,
-        stage: str,
-        previous_partition_index: int | None,
-    ) -> None:
-        new = NewText(
-            partition=self._waiting.pop((request.user_id, request.partition_index)),
-            stage=stage,
-            learned=learned,
-            prompt_version=self.learner.prompt_version,
-            model=self.learner.model,
-            created_time=self.clock(),
-            previous_partition_index=previous_partition_index,
-        )
+    def _keep(self, answers: Answers[_R], *, stage: str) -> None:
+        created_time, new, failed = self.clock(), [], []
+        for request, outcome in answers:
+            partition = self._asked.pop((request.user_id, request.partition_index))
+            if isinstance(outcome, Failure):
+                failed.append(FailedText(partition=partition, stage=stage, failure=outcome))
+                continue
+            previous = request.previous_partition_index if isinstance(request, ShiftRequest) else None
+            new.append(
+                NewText(
+                    partition=partition,
+                    stage=stage,
+                    learned=outcome,
+                    prompt_version=self.learner.prompt_version,
+                    model=self.learner.model,
+                    created_time=created_time,
+                    previous_partition_index=previous,
+                )
+            )
         with self.memory.writing() as connection:
-            add_text(connection, new)
+            add_texts(connection, new)
+            keep_failures(connection, failed)
+
+    def _missing_summaries(self) -> list[PartitionKey]:
+        with self.memory.reading() as connection:
+            return missing_summaries(connection, user_keys=self.user_keys, with_failed=self.with_failed)
+
+    def _missing_shifts(self) -> list[MissingShift]:
+        with self.memory.reading() as connection:
+            return missing_shifts(connection, user_keys=self.user_keys, with_failed=self.with_failed)
+
+    def _sealed(self, keys: Sequence[PartitionKey], *, stage: str) -> dict[PartitionKey, SealedPartition]:
+        with self.memory.reading() as connection:
+            return sealed_partitions(connection, keys, stage=stage)
 
     def _remember(self, partition: SealedPartition) -> str:
-        self._waiting[partition.user_id, partition.partition_index] = partition
+        self._asked[partition.user_id, partition.partition_index] = partition
         return partition.user_id
 
     def _described(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, tuple[DescribedBehavior, ...]]:
@@ -138,10 +176,6 @@ class MemoryWaves:
             liked=behavior.rating > self.like_above,
             event_time=datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=behavior.event_time),
         )
-
-
-def _key(partition: SealedPartition) -> PartitionKey:
-    return partition.user_key, partition.partition_index
 
 
 def _pieces(values: Sequence[_T]) -> Iterator[Sequence[_T]]:

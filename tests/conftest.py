@@ -40,12 +40,16 @@ MARKERS_OF_WORD = {
     "fuser": {"torch"},
     "fusion": {"torch"},
     "pca": {"torch"},
+    "tokenizer": {"torch"},
     "training": {"feast", "torch"},
     "serving": {"feast", "torch"},
     "leak": {"feast", "torch"},
     "rerun": {"feast", "torch"},
     "quickstart": {"feast", "torch", "slow"},
     "end": {"feast", "torch", "slow"},
+    "vllm": {"vllm"},
+    "openai": {"slow"},
+    "races": {"slow"},
     "live": {"live"},
 }
 """A test file is marked by the words of its name and of its folders; a file with none of these words is `core`."""

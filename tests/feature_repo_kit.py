@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.datasets import DataSet, read_data_set
 from liber_feast.datasets.writer import write_data_set
 from liber_feast.errors import LiberError
-from liber_feast.interest import InterestLearner, LearnedText, ShiftRequest, SummaryRequest
+from liber_feast.interest import Answers, InterestLearner, ShiftRequest, SummaryRequest
 from liber_feast.llm.extractive import ExtractiveLearner
 from liber_feast.memory.schema import metadata
 from liber_feast.prompt import load_prompt
@@ -56,6 +56,8 @@ PUBLISHED_TABLES = ("partition_summary", "partition_shift", "partition_vector", 
 class WatchedLearner:
     """The extractive learner, counting its calls: it takes `seconds` for each and fails after `limit` of them."""
 
+    counts_behaviors = True
+
     def __init__(self, *, limit: int | None = None, seconds: float = 0.0) -> None:
         self._inner = ExtractiveLearner(load_prompt("movielens"))
         self.limit, self.seconds, self.call_count = limit, seconds, 0
@@ -68,15 +70,15 @@ class WatchedLearner:
     def prompt_version(self) -> str:
         return self._inner.prompt_version
 
-    def summarize(self, requests: Sequence[SummaryRequest]) -> Iterator[tuple[int, LearnedText]]:
-        for answer in self._inner.summarize(requests):
+    def summarize(self, requests: Iterable[SummaryRequest]) -> Iterator[Answers[SummaryRequest]]:
+        for request in requests:
             self._call()
-            yield answer
+            yield from self._inner.summarize([request])
 
-    def learn_shifts(self, requests: Sequence[ShiftRequest]) -> Iterator[tuple[int, LearnedText]]:
-        for answer in self._inner.learn_shifts(requests):
+    def learn_shifts(self, requests: Iterable[ShiftRequest]) -> Iterator[Answers[ShiftRequest]]:
+        for request in requests:
             self._call()
-            yield answer
+            yield from self._inner.learn_shifts([request])
 
     def _call(self) -> None:
         if self.call_count == self.limit:

@@ -1,22 +1,31 @@
 """The job: what a run does, what a second one leaves alone, and when everybody's vectors are due."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from prometheus_client import REGISTRY
 
+from liber_feast import metrics
 from liber_feast.behavior import Behavior, RatingScale, check_behaviors
 from liber_feast.condition import Condition, DriftCondition, TimeCondition
+from liber_feast.errors import BackendUnreachable, BudgetExhausted, PartitionsFailed
+from liber_feast.estimate import Estimator
 from liber_feast.fuser import Fuser, mean_fuser
-from liber_feast.interest import LearnedText
+from liber_feast.interest import Answers, Failure, LearnedText, ShiftRequest, SummaryRequest
+from liber_feast.interest_config import OpenAIConfig
+from liber_feast.llm_backend import OpenedLlm, open_ledger
 from liber_feast.materialize import Job, Report
 from liber_feast.memory.status import memory_status
 from liber_feast.publish import VIEWS, DeltaSink
+from liber_feast.shortfall import shortfall
 from liber_feast.title_vectors import TitleVectors
+from tests.chat_parts import LOST, PROMPT, ScriptedBackend, SimulatedClock, always, answers, learner_of
 from tests.memory_parts import (
     START,
     TWO,
@@ -90,6 +99,9 @@ def test_a_run_reports_what_it_did_and_a_second_one_does_nothing(tmp_path: Path)
         "shift_count": 1,
         "encoded_count": 3,
         "missing_text_count": 0,
+        **dict.fromkeys(("failed_count", "shortened_count", "call_count"), 0),
+        **dict.fromkeys(("input_tokens", "output_tokens", "cached_tokens", "dollars"), 0),
+        "exhausted": None,
         "published": {"summary": 2, "shift": 1, "vector": 2, "fused": 2},
     }
     assert report.line().startswith(
@@ -149,6 +161,158 @@ def test_the_seconds_of_a_stage_are_kept_even_where_it_fails() -> None:
         with pytest.raises(LearnerAway), report.timed("interest"):
             raise LearnerAway
     assert report.seconds["interest"] > 0
+
+
+@dataclass(kw_only=True)
+class ShortLearner(EchoLearner):
+    """Has summaries for one user alone, and calls left for no shift."""
+
+    user_id: str = "ann"
+
+    def summarize(self, requests: Iterable[SummaryRequest]) -> Iterator[Answers[SummaryRequest]]:
+        for number, request in enumerate(requests):
+            if request.user_id == self.user_id:
+                yield [(request, LearnedText(text=f"summary {number}", is_shortened=number == 0))]
+            else:
+                yield [(request, Failure(reason=f"answer cut off at {number} tokens", attempt_count=2))]
+
+    def learn_shifts(self, requests: Iterable[ShiftRequest]) -> Iterator[Answers[ShiftRequest]]:
+        yield from ()
+        raise BudgetExhausted("no more", limit="the 9 calls of this run")
+
+
+def test_failures_and_a_budget_that_is_out_stop_nothing_else_and_end_in_one_line(tmp_path: Path) -> None:
+    job = job_in(tmp_path, learner=ShortLearner())
+    report = push(job, [*FOUR, *(behavior(second, user="bob", item=f"b{second}") for second in range(4))])
+    assert (report.summary_count, report.failed_count, report.shortened_count) == (2, 2, 1)
+    assert report.exhausted == "the 9 calls of this run"
+    assert report.published["summary"] == 2
+    assert report.line().endswith(" s; 1 prompts shortened; 2 texts failed; stopped at the 9 calls of this run")
+    error = shortfall(job, report)
+    assert isinstance(error, BudgetExhausted)
+    assert error.message == (
+        "The budget is out: the 9 calls of this run. Left are 2 summaries and 2 shifts; 2 texts could not be had"
+        " (2 x answer cut off at 2 to 3 tokens). What was learned is published. Run `feast materialize` again, with a"
+        " larger batch_engine.interest.budget or on another day if it is the day's."
+    )
+    report.exhausted = None
+    failed = shortfall(job, report)
+    assert isinstance(failed, PartitionsFailed)
+    assert (failed.failed_count, failed.exit_code, error.exit_code) == (2, 3, 4)
+    assert failed.message == (
+        "2 texts could not be had: 2 x answer cut off at 2 to 3 tokens. Everything else is published; `liber retry`"
+        " tries them again, and so does the next `feast materialize`."
+    )
+    assert shortfall(job, Report()) is None
+
+
+class LeavingLearner(EchoLearner):
+    """Writes two summaries and is gone."""
+
+    def summarize(self, requests: Iterable[SummaryRequest]) -> Iterator[Answers[SummaryRequest]]:
+        yield from islice(super().summarize(requests), 2)
+        raise BackendUnreachable("nobody answers")
+
+
+def test_what_was_learned_before_the_backend_was_gone_is_published(tmp_path: Path) -> None:
+    job, report = job_in(tmp_path, learner=LeavingLearner()), Report()
+    append_all(job.memory, [behavior(second, item=f"i{second}") for second in range(8)])
+    with pytest.raises(BackendUnreachable):
+        job.drain(report)
+    assert (report.summary_count, report.published["summary"]) == (2, 2)
+    rest = Report()
+    replace(job, learner=EchoLearner()).drain(rest)  # nothing of it has failed
+    assert (rest.summary_count, rest.shift_count) == (2, 3)
+
+
+class GoneLearner(EchoLearner):
+    """Cannot be reached at all."""
+
+    def summarize(self, requests: Iterable[SummaryRequest]) -> Iterator[Answers[SummaryRequest]]:
+        yield from islice(super().summarize(requests), 0)
+        raise BackendUnreachable("nobody answers")
+
+
+def test_a_backend_that_was_never_there_stops_no_publishing(tmp_path: Path) -> None:
+    job, report = job_in(tmp_path), Report()
+    append_all(job.memory, FOUR)
+    learn_all(job.memory)  # by a run that was killed before it published
+    append_all(job.memory, [behavior(second, item=f"i{second}") for second in range(4, 7)])
+    with pytest.raises(BackendUnreachable):
+        replace(job, learner=GoneLearner()).drain(report)
+    assert report.published == {"summary": 2, "shift": 1, "vector": 2, "fused": 2}
+    assert report.encoded_count == 3
+    assert isinstance(job.online, OnlineRows)
+    assert len(job.online.rows["behavior_sequence"]["ann"]["item_ids"]) == 7
+
+
+def with_a_scripted_llm(job: Job) -> tuple[Job, ScriptedBackend]:
+    backend = ScriptedBackend(clock=SimulatedClock(), script=answers)
+    of = OpenAIConfig(model="scripted-1")
+    ledger = open_ledger(of, job.memory, prompt=PROMPT, clock=lambda: 1)
+    learner = learner_of(backend, ledger=ledger)
+    opened = OpenedLlm(learner=learner, ledger=ledger, open_estimator=lambda: Estimator(config=of, prompt=PROMPT))
+    return replace(job, learner=learner, llm=opened), backend
+
+
+def test_an_llm_that_goes_away_is_waited_for_ten_minutes_or_as_long_as_is_said(tmp_path: Path) -> None:
+    job, backend = with_a_scripted_llm(job_in(tmp_path))
+    push(job, FOUR)
+    backend.script = always(LOST)
+    append_all(job.memory, [behavior(second, item=f"i{second}") for second in range(4, 6)])
+    for patience_s, least, most in ((10.0, 10.0, 20.0), (None, 600.0, 700.0)):
+        start = backend.clock()
+        with pytest.raises(BackendUnreachable):
+            job.drain(Report(), patience_s=patience_s)
+        assert least <= backend.clock() - start <= most
+
+
+def pending() -> float | None:
+    return REGISTRY.get_sample_value("liber_pending_partitions")
+
+
+def test_every_drain_says_how_many_partitions_wait_for_a_text(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    gone = replace(job, learner=GoneLearner())
+    for stream, count in ((FOUR[:2], 1), (FOUR[2:], 2)):
+        append_all(job.memory, stream)
+        with pytest.raises(BackendUnreachable):
+            gone.drain(Report(sealed_count=1))
+        assert pending() == count
+    push(job, FOUR)
+    assert pending() == 0
+
+
+def test_a_push_that_seals_nothing_counts_nothing(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    push(job, FOUR)
+    metrics.set_pending_partitions(99)
+    push(job, [behavior(9)])
+    assert pending() == 99
+    push(job, [behavior(10)])
+    assert pending() == 0
+
+
+def test_a_report_knows_whether_there_is_anything_to_report() -> None:
+    assert not Report(missing_text_count=3, duplicate_count=2, published={"summary": 0}, seconds={"read": 1.0}).has_work
+    assert Report(behavior_count=1).has_work
+    assert Report(published={"summary": 1}).has_work
+
+
+def test_a_run_that_tries_failed_texts_again_is_asked_to(tmp_path: Path) -> None:
+    job = job_in(tmp_path, learner=ShortLearner())
+    push(job, [behavior(second, user="bob", item=f"b{second}") for second in range(4)])
+    whole = replace(job, learner=EchoLearner())
+    for with_failed, count in ((False, 0), (True, 2)):
+        report = Report()
+        whole.drain(report, with_failed=with_failed)
+        assert report.summary_count == count
+
+
+def test_calls_and_money_are_in_the_line_of_a_run_that_made_some() -> None:
+    report = Report(call_count=1_200, input_tokens=90_000, cached_tokens=40_000, output_tokens=8_000, dollars=0.5)
+    assert report.line().endswith("; 1,200 calls, 90,000 tokens in (40,000 cached), 8,000 out, 0.5000 dollars")
+    assert Report(call_count=1).line().endswith("; 1 calls, 0 tokens in, 0 out")
 
 
 class ClosedBert(TinyBert):

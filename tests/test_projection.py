@@ -11,8 +11,9 @@ import sqlalchemy as sa
 
 from liber_feast.fuser import mean_fuser
 from liber_feast.memory import Memory
-from liber_feast.memory.schema import text_vectors, texts, users
-from liber_feast.projection import Projection, text_version
+from liber_feast.memory.publications import text_version
+from liber_feast.memory.schema import partitions, text_vectors, texts, users
+from liber_feast.projection import Projection
 from tests.memory_parts import (
     SECOND_US,
     START_US,
@@ -37,7 +38,7 @@ def projected(
         yield Projection(
             connection=connection,
             fuser=mean_fuser(width=4),
-            encoder_version=version,
+            vector_version=None if version is None else f"0/{version}",
             vector_width=2,
             memory_window=memory_window,
             sequence_length=sequence_length,
@@ -104,7 +105,7 @@ def test_of_two_texts_of_a_partition_the_later_one_is_the_newest(memory: Memory)
         connection.execute(texts.insert().values(again))
     with projected(memory) as projection:
         newest = projection.newest_text_rows("summary", user_keys=KEYS).to_pylist()[0]
-        version = text_version(prompt_version="test-2", model="echo-1")
+        version = text_version(prompt_version="test-2", model="echo-1", revision=0)
         chosen = projection.text_rows("summary", user_keys=KEYS, keep=lambda _key, one: one == version)
     assert (newest["partition_index"], newest["summary"]) == (1, "anew")
     assert chosen["summary"].to_pylist() == ["anew"]
@@ -122,24 +123,27 @@ def test_a_partition_vector_is_the_summary_beside_the_shift_and_zeros_where_ther
         }
     with projected(memory, version=version) as projection:
         found = {(one.user_key, one.partition_index): one for one in projection.vectors(KEYS)}
-        rows = projection.vector_rows(found.values(), encoder_version=version)
+        rows = projection.vector_rows(found.values(), encoder_version=version, created_time=START_US)
     assert list(found) == [(ANN, 0), (ANN, 1), (ANN, 2), (BOB, 0)]
     assert found[ANN, 0].vector.tolist() == [*encoded[ANN, 0, "summary"], 0, 0]
     assert found[ANN, 2].vector.tolist() == [*encoded[ANN, 2, "summary"], *encoded[ANN, 2, "shift"]]
     assert rows["vector"].to_pylist() == [one.vector.tolist() for one in found.values()]
     assert micros(rows, "event_timestamp") == [seal_us(second) for second in (1, 3, 5, 1)]
+    assert set(micros(rows, "created_timestamp")) == {START_US}
     with memory.reading() as connection:
         written = connection.execute(
-            sa.select(texts.c.created_time).where(texts.c.user_key == ANN, texts.c.partition_index == 2)
+            sa.select(texts.c.text_id).where(texts.c.user_key == ANN, texts.c.partition_index == 2)
         )
-        assert found[ANN, 2].created_time == max(written.scalars())
+        assert found[ANN, 2].text_id == max(written.scalars())
 
 
 def test_the_memory_row_holds_the_last_partitions_of_its_user_row_major(memory: Memory, tmp_path: Path) -> None:
     version = encode_all(memory, folder=tmp_path)
     with projected(memory, version=version, memory_window=2) as projection:
-        ann, bob = projection.memory_rows(KEYS).to_pylist()
+        rows = projection.memory_rows(KEYS, created_time=START_US)
         vectors = [one.vector for one in projection.vectors(KEYS)]
+    assert micros(rows, "created_timestamp") == [START_US] * 2
+    ann, bob = rows.to_pylist()
     assert (ann["user_id"], ann["partition_count"], ann["encoder_version"]) == ("ann", 2, version)
     assert ann["vectors"] == np.concatenate(vectors[1:3]).tolist()
     assert (bob["user_id"], bob["partition_count"], bob["vectors"]) == ("bob", 1, vectors[3].tolist())
@@ -168,7 +172,7 @@ def test_without_an_encoder_there_are_texts_and_no_vectors(memory: Memory) -> No
     with projected(memory) as projection:
         assert list(projection.vectors(KEYS)) == []
         assert projection.windows(KEYS) == {}
-        assert projection.memory_rows(KEYS).num_rows == 0
+        assert projection.memory_rows(KEYS, created_time=0).num_rows == 0
         assert projection.newest_fused_rows(KEYS, created_time=0).num_rows == 0
 
 
@@ -192,7 +196,8 @@ def test_a_partition_with_a_text_that_is_not_yet_encoded_has_no_vector(
             found = found.where(users.c.user_id == user, texts.c.partition_index == index, texts.c.stage == stage)
             connection.execute(text_vectors.delete().where(text_vectors.c.text_id.in_(found)))
     with projected(memory, version=version) as projection:
-        rows = projection.vector_rows(projection.vectors(KEYS), encoder_version=version).to_pylist()
+        vectors = projection.vectors(KEYS)
+        rows = projection.vector_rows(vectors, encoder_version=version, created_time=START_US).to_pylist()
     complete = {("ann", 0), ("ann", 1), ("ann", 2), ("bob", 0)}
     assert {(row["user_id"], row["partition_index"]) for row in rows} == complete - waiting
 
@@ -209,6 +214,35 @@ def test_a_partition_whose_shift_is_not_yet_written_has_no_vector_unless_nothing
     with projected(memory, version=version) as projection:
         found = [(one.user_key, one.partition_index) for one in projection.vectors(KEYS)]
     assert found == [(ANN, 1), (BOB, 0)]
+
+
+def test_a_partition_whose_shift_failed_has_zeros_in_its_place(memory: Memory, tmp_path: Path) -> None:
+    version = encode_all(memory, folder=tmp_path)
+    with memory.writing() as connection:
+        shift = sa.select(texts.c.text_id).where(texts.c.partition_index == 1, texts.c.stage == "shift")
+        connection.execute(text_vectors.delete().where(text_vectors.c.text_id.in_(shift)))
+        connection.execute(texts.delete().where(texts.c.partition_index == 1, texts.c.stage == "shift"))
+    with projected(memory, version=version) as projection:
+        assert [one.partition_index for one in projection.vectors([ANN])] == [0, 2]
+    with memory.writing() as connection:
+        failed = partitions.update().where(partitions.c.user_key == ANN, partitions.c.partition_index == 1)
+        connection.execute(failed.values(failure="no answer"))
+    with projected(memory, version=version) as projection:
+        first, second, third = projection.vectors([ANN])
+    assert (second.partition_index, second.vector[2:].tolist()) == (1, [0, 0])
+    assert second.vector[:2].any()
+    assert third.vector[2:].any()
+
+
+def test_a_text_that_was_written_anew_is_another_version_of_its_row(memory: Memory) -> None:
+    with memory.writing() as connection:
+        old = connection.execute(sa.select(texts).where(texts.c.partition_index == 1, texts.c.stage == "summary")).one()
+        again = {**old._mapping, "text_id": None, "revision": 2, "text": "anew", "text_hash": "x"}
+        connection.execute(texts.insert().values(again))
+    seen: list[str] = []
+    with projected(memory) as projection:
+        projection.text_rows("summary", user_keys=[ANN], keep=lambda _key, version: bool(seen.append(version)))
+    assert seen == ["test-1/echo-1", "test-1/echo-1", "test-1/echo-1#2", "test-1/echo-1"]
 
 
 def test_a_shift_alone_is_no_vector(memory: Memory, tmp_path: Path) -> None:
@@ -254,7 +288,7 @@ def test_integer_ids_stay_integers_in_every_row(tmp_path: Path) -> None:
         tables = {
             **projection.behavior_rows(KEYS),
             "summary": projection.newest_text_rows("summary", user_keys=KEYS),
-            "memory": projection.memory_rows(KEYS),
+            "memory": projection.memory_rows(KEYS, created_time=START_US),
         }
     assert {name: table["user_id"].to_pylist() for name, table in tables.items()} == dict.fromkeys(tables, [7])
     assert tables["behaviors"]["item_id"].to_pylist() == [103]

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 import liber_feast.waves
 from liber_feast.interest import Item, LearnedText, WaveCounts, learn
 from liber_feast.memory import Memory
-from liber_feast.memory.schema import texts
+from liber_feast.memory.schema import partitions, texts
 from liber_feast.memory.texts import text_hash
 from tests.memory_parts import (
     START,
@@ -61,7 +61,7 @@ def test_learning_has_two_waves_whatever_the_number_of_users_and_a_second_run_ma
     assert learner.waves == ["summaries", "shifts"]
     again = EchoLearner()
     assert learn(again, waves_of(memory, again), progress=no_progress) == WaveCounts(summary_count=0, shift_count=0)
-    assert (again.waves, again.summaries, again.shifts) == ([], [], [])
+    assert (again.summaries, again.shifts) == ([], [])
 
 
 def test_a_summary_sees_the_profile_and_the_behaviors_of_its_partition_in_order() -> None:
@@ -146,47 +146,72 @@ def test_learning_for_some_users_leaves_the_others_waiting() -> None:
 def test_another_prompt_does_not_ask_for_texts_that_are_there() -> None:
     memory = two_users()
     learn_all(memory)
-    assert learn_all(memory, EchoLearner(prompt_version="test-2", model="echo-2")).waves == []
+    other = learn_all(memory, EchoLearner(prompt_version="test-2", model="echo-2"))
+    assert (other.summaries, other.shifts) == ([], [])
 
 
-def test_a_partition_without_a_summary_before_it_has_no_shift_until_there_is_one() -> None:
-    memory = two_users()
-    learn_all(memory)
+def without(memory: Memory, *, index: int, is_failed: bool) -> None:
+    """Take all shifts and the summary of every partition of an index from the memory."""
     with memory.writing() as connection:
         connection.execute(texts.delete().where(texts.c.stage == "shift"))
-        connection.execute(texts.delete().where(texts.c.partition_index == 0))
-    waves = waves_of(memory, EchoLearner())
-    asked = [one for some in waves.shift_requests() for one in some]
-    assert [(one.user_id, one.partition_index, one.previous_partition_index) for one in asked] == [("ann", 2, 1)]
+        connection.execute(texts.delete().where(texts.c.partition_index == index))
+        if is_failed:
+            failed = partitions.update().where(partitions.c.partition_index == index)
+            connection.execute(failed.values(failure="no answer"))
 
 
-def test_a_summary_that_failed_is_passed_over_by_the_shift_after_it() -> None:
+@pytest.mark.parametrize(
+    ("index", "is_failed", "asked"),
+    [
+        (0, True, [("ann", 2, 1)]),
+        (0, False, []),
+        (1, True, [("ann", 2, 0)]),
+        (1, False, []),
+        (2, True, [("ann", 1, 0), ("bob", 1, 0)]),
+        (2, False, [("ann", 1, 0), ("bob", 1, 0)]),
+    ],
+    ids=[
+        "the first failed: none before it",
+        "the first is pending: later ones wait",
+        "one failed: it is passed over",
+        "one is pending: later ones wait",
+        "the last failed",
+        "the last is pending",
+    ],
+)
+def test_a_shift_is_made_from_the_last_summary_before_it_and_waits_for_those_that_are_pending(
+    index: int, is_failed: bool, asked: list[tuple[str, int, int]]
+) -> None:
     memory = two_users()
     learn_all(memory)
-    with memory.writing() as connection:
-        connection.execute(texts.delete().where(texts.c.stage == "shift"))
-        connection.execute(texts.delete().where(texts.c.partition_index == 1))
-    waves = waves_of(memory, EchoLearner())
-    asked = [one for some in waves.shift_requests() for one in some]
-    assert [(one.user_id, one.partition_index, one.previous_partition_index) for one in asked] == [("ann", 2, 0)]
+    without(memory, index=index, is_failed=is_failed)
+    found = waves_of(memory, EchoLearner()).shift_requests()
+    assert [(one.user_id, one.partition_index, one.previous_partition_index) for one in found] == asked
 
 
-def test_the_requests_of_many_partitions_come_in_pieces_and_no_partition_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_read_in_small_pieces_as_they_are_taken_and_no_partition_comes_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(liber_feast.waves, "PARTITIONS_PER_PIECE", 2)
-    memory, whole = two_users(), two_users()
+    memory, reads = two_users(), []
+    sa.event.listen(memory.engine, "begin", lambda _connection: reads.append(1))
+    requests = waves_of(memory, EchoLearner()).summary_requests()
+    assert reads == []
+    counts = [len(reads) for _ in requests]
+    assert counts == [3, 3, 5, 5, 7]  # what is missing, then partitions and behaviors of each piece
     learner = learn_all(memory)
-    assert learner.waves == ["summaries"] * 3 + ["shifts"] * 2
-    learn_all(whole)
-    assert sorted(row.text for row in kept(memory)) == sorted(row.text for row in kept(whole))
+    asked = [(one.user_id, one.partition_index) for one in (*learner.summaries, *learner.shifts)]
+    assert sorted(asked) == sorted([("ann", 0), ("ann", 1), ("ann", 2), ("bob", 0), ("bob", 1)] + asked[5:])
+    assert asked[5:] == [("ann", 1), ("ann", 2), ("bob", 1)]
 
 
 def test_an_answer_that_another_run_kept_first_stays() -> None:
     memory, first, second = two_users(), EchoLearner(says="first"), EchoLearner(says="second")
     waves = waves_of(memory, second)
-    requests = next(waves.summary_requests())
+    requests = list(waves.summary_requests())
     learn_all(memory, first)
-    for position, learned in second.summarize(requests):
-        waves.keep_summary(requests[position], learned)
+    for answers in second.summarize(requests):
+        waves.keep_summaries(answers)
     assert {row.text for row in kept(memory)} == {"first"}
     assert len(kept(memory)) == 8
 
