@@ -1,38 +1,36 @@
 # make quickstart [DATA=folder]   set up, then go the whole way from behaviors to a served score
-# make test                       set up, then every test
+# make test                       set up, then every test but those of the vLLM engine
+# make test-vllm                  set up .venv-vllm, then the tests of the vLLM engine
 # make check                      lint, types and the quick tests
 # make fmt                        sort imports and format
 # make bench                      every benchmark; each ends with one JSON object
-# make clean                      remove .venv and caches, keep what was learned
+# make clean                      remove both environments and caches, keep what was learned
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check lint types quick fmt bench clean
+.PHONY: help install quickstart test test-vllm check lint types quick fmt bench clean
 
 DATA := synthetic
 PYTHON := python3.11 python3 python
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := .venv/.installed
+VLLM_STAMP := .venv-vllm/.installed
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
-# The stamp holds the folder it was made in: an environment that was moved or copied is made afresh.
-$(shell [ ! -e $(STAMP) ] || [ "$$(cat $(STAMP))" = "$(CURDIR)" ] || rm -f $(STAMP))
+# A stamp holds the folder it was made in: an environment that was moved or copied is made afresh.
+$(foreach stamp,$(STAMP) $(VLLM_STAMP), \
+  $(shell [ ! -e $(stamp) ] || [ "$$(cat $(stamp))" = "$(CURDIR)" ] || rm -f $(stamp)))
 
-help:
-	@sed -n 's/^# make /make /p' Makefile
-
-install: $(STAMP)
-
-# The stamp is written last: without it an environment is absent or half made, and is made from scratch.
+# $(call environment,FOLDER,OPTIONS): make FOLDER from scratch if it has no stamp, then install what pip's OPTIONS name.
+# The stamp is written last: without it an environment is absent or half made.
 # With an older one only what changed is installed.
-$(STAMP): requirements.lock pyproject.toml
+define environment
 	@if [ ! -e $@ ]; then \
 	  for name in $(PYTHON); do \
 	    if "$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; then \
-	      echo "Setting up .venv with $$("$$name" --version); this takes some minutes, once." >&2; \
-	      exec "$$name" -m venv --clear .venv; \
+	      echo "Setting up $(1) with $$("$$name" --version); this takes some minutes, once." >&2; \
+	      exec "$$name" -m venv --clear $(1); \
 	    fi; \
 	  done; \
 	  echo "Python 3.11 with its venv module is not among: $(PYTHON)." \
@@ -40,15 +38,30 @@ $(STAMP): requirements.lock pyproject.toml
 	  exit 1; \
 	fi
 	@rm -f $@
-	@$(PIP) install --requirement requirements.lock
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(1)/bin/python -m pip --disable-pip-version-check --quiet install $(2)
+	@$(1)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation --editable .
 	@echo "$(CURDIR)" > $@
+endef
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	$(call environment,.venv,--requirement requirements.lock)
+
+$(VLLM_STAMP): requirements-vllm.lock pyproject.toml
+	$(call environment,.venv-vllm,--no-deps --requirement requirements-vllm.lock)
 
 quickstart: $(STAMP)
 	@$(BIN)/liber quickstart "$(DATA)" --repo feature_repo
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+test-vllm: $(VLLM_STAMP)
+	@.venv-vllm/bin/python -m pytest tests/vllm
 
 check: $(STAMP)
 	@$(MAKE) --no-print-directory --jobs 2 lint types quick
@@ -67,10 +80,10 @@ fmt: $(STAMP)
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP)
+bench: $(STAMP) $(VLLM_STAMP)
 	@for name in $(BENCHMARKS); do echo "benchmarks.$$name" >&2; $(BIN)/python -m "benchmarks.$$name" || exit 1; done
 
 # feature_repo/data and runs stay: their texts and weights cost time.
 clean:
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist liber_feast.egg-info
+	@rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist liber_feast.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
