@@ -188,7 +188,7 @@ class VllmBackend:
         return bool(getattr(resources, "engine_dead", False))
 
     def _check_heart(self) -> None:
-        if self._is_dead():
+        if self._is_dead() or not self._worker.is_alive():
             raise BackendUnreachable("vLLM's engine is gone; its log may say why.")
 
     def _work(self) -> None:
@@ -241,7 +241,10 @@ class VllmBackend:
 
 def _results_of(chunk: Sequence[ChatResult] | BaseException) -> Sequence[ChatResult]:
     if isinstance(chunk, _BROKEN_ENGINE):
-        raise BackendUnreachable(f"vLLM's engine broke down ({type(chunk).__name__}); its log says why.") from chunk
+        cause = shorten(
+            f"{type(chunk).__name__}: {one_line(chunk)}".rstrip(":. "), LONGEST_COMPLAINT, placeholder=" ..."
+        )
+        raise BackendUnreachable(f"vLLM's engine broke down ({cause}). Its log may say more.") from chunk
     if isinstance(chunk, BaseException):
         raise chunk
     return chunk

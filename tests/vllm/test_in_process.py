@@ -164,13 +164,3 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(
     assert complaint in caught.value.message
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 500
-
-
-def test_a_chat_template_that_takes_no_system_message_is_refused_before_any_call(model: Path) -> None:
-    template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages }}"
-    )
-    backend = open_engine(model, engine={**_vllm_cpu.ENGINE, "chat_template": template})
-    with pytest.raises(BackendRefused, match="^The chat template of model .* cannot be used: no system role. Take a"):
-        backend.check()
-    backend.close()

@@ -102,8 +102,8 @@ def test_a_prompt_that_is_too_long_fails_alone(server: VllmServer) -> None:
 
 def test_engine_and_server_write_the_same_texts(server: VllmServer, engine: ChatBackend, tmp_path: Path) -> None:
     here, there = new_work(tmp_path / "here"), new_work(tmp_path / "there")
-    here.learn(lambda: OpenForAll(engine))
-    there.learn(lambda: open_client(server))
+    assert here.learn(lambda: OpenForAll(engine)).stopped is None
+    assert there.learn(lambda: open_client(server)).stopped is None
     assert len(here.texts()) == TEXT_COUNT
     assert here.texts() == there.texts()
     assert len(set(here.texts().values())) > 1
