@@ -185,15 +185,17 @@ class Stub:
         else:
             connection.reply(404, {"detail": "Not Found"})
 
-    def finish(self, connection: Line, call: Call) -> None:
+    def finish(self, connection: Line, call: Call, status: int, payload: Any, headers: Mapping[str, str]) -> None:
         """Send what the call's fault makes of its reply."""
         if call.fault:
             self.counts.faults[call.fault] += 1
         if call.fault == "timeout":
             return  # the connection stays open, and the call in flight, until the client closes it
         connection.end_call()
-        status, payload, headers = self._reply(call)
         self.counts.statuses[str(status)] += 1
+        if status == 200 and call.fault in {"", "think"}:  # noqa: PLR2004
+            self.counts.answered_again += call.prompt_hash in self.counts.answered
+            self.counts.answered.add(call.prompt_hash)
         if call.fault == "drop":
             connection.send_part(status, payload, share=self._drop_draw.choice((None, 0.0)))
         elif call.fault == "truncate":
@@ -204,6 +206,8 @@ class Stub:
             connection.reply(status, payload, headers=headers)
 
     def _chat(self, connection: Line, head: bytes, body: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self.settings.latency_s  # what is worked out until then takes no time of its own
         request = json.loads(body)
         prompt = "\n".join(message["content"] for message in request["messages"])
         call = Call(fault=self._fault(), request=request, prompt=prompt, prompt_hash=hash(prompt), words=prompt.split())
@@ -215,7 +219,7 @@ class Stub:
             return
         connection.begin_call()
         self.counts.max_in_flight = max(self.counts.max_in_flight, self.in_flight)
-        connection.timer = asyncio.get_running_loop().call_later(self.settings.latency_s, self.finish, connection, call)
+        connection.timer = loop.call_at(due, self.finish, connection, call, *self._reply(call))
 
     def _fault(self) -> str:
         point = self._fault_draw.random()
@@ -282,9 +286,6 @@ class Stub:
             text = call.request["messages"][-1]["content"]
         elif call.fault == "think":
             text = f"<think>\nThe user wants a text of me. Let me see.\n</think>\n\n{text}"
-        if not call.fault or call.fault == "think":
-            self.counts.answered_again += call.prompt_hash in self.counts.answered
-            self.counts.answered.add(call.prompt_hash)
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": reason}
         return {

@@ -1,5 +1,6 @@
 """The call loop: what is in flight, when it is settled, and what is left when it ends."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -59,6 +60,32 @@ def test_with_nothing_to_do_nothing_is_opened() -> None:
 def test_a_learner_says_which_model_and_prompt_it_asks() -> None:
     learner = learner_of(a_backend())
     assert (learner.model, learner.prompt_version) == ("scripted-1", PROMPT.version)
+
+
+@pytest.mark.parametrize("end", ["whole", "closed", "failed"])
+def test_a_wave_keeps_the_garbage_collector_off_what_is_there_and_lets_it_go_after(end: str) -> None:
+    assert gc.get_freeze_count() == 0
+    groups = learner_of(a_backend(max_in_flight=2)).summarize(summary_requests(6))
+    next(iter(groups))
+    assert gc.get_freeze_count() > 0
+    if end == "closed":
+        groups.close()  # type: ignore[attr-defined]  # a generator
+    elif end == "failed":
+        with pytest.raises(KeepingBroke):
+            groups.throw(KeepingBroke)  # type: ignore[attr-defined]
+    else:
+        flat(groups)
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_somebody_else_froze_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        flat(learner_of(a_backend()).summarize(summary_requests(3)))
+        assert gc.get_freeze_count() == frozen > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_calls_go_in_the_order_of_the_requests() -> None:

@@ -35,6 +35,7 @@ class Memory:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
+        self._writer = engine.execution_options(liber_writing=True)
 
     @classmethod
     def open(cls, url: str, *, base: Path, create: bool = True) -> "Memory":
@@ -109,8 +110,7 @@ class Memory:
             RetryableError: another process holds the memory for longer than a transaction waits.
             MemoryFailure: the disk is full; nothing of the transaction was written.
         """
-        engine = self.engine.execution_options(liber_writing=True)
-        with _in_one_line(self.engine.url), engine.begin() as connection:
+        with _in_one_line(self.engine.url), self._writer.begin() as connection:
             yield connection
 
     def append(self, table: pa.Table, *, condition: Condition, item_vectors: VectorsOf | None = None) -> Appended:
