@@ -7,7 +7,7 @@ what stands in a key where a key or an address could have been written by mistak
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -96,6 +96,13 @@ class _LlmConfig(_Block):
     """The most that an answer may have; a longer one is cut off, and asked for once more."""
     prices: PricesConfig = PricesConfig()
     budget: BudgetConfig = BudgetConfig()
+
+    @model_validator(mode="after")
+    def _dollars_have_prices(self) -> Self:
+        limited = self.budget.run.dollars is not None or self.budget.day.dollars is not None
+        if limited and not (self.prices.input or self.prices.output):
+            raise ValueError("budget limits dollars, and prices are 0: set prices, or limit calls or tokens")
+        return self
 
     def dollar_prices(self) -> Prices:
         """Return the block `prices`."""

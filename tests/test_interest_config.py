@@ -171,3 +171,13 @@ def test_the_file_of_a_repo_is_read_with_its_interest_block(tmp_path: Path) -> N
     repo = kit.copy_feature_repo(tmp_path / "repo", interest={**OPENAI, "timeout_s": 5})
     block = open_store(repo).config.batch_engine.interest
     assert block == OpenAIConfig(model="some-model", timeout_s=5)
+
+
+@pytest.mark.parametrize("part", ["run", "day"])
+@pytest.mark.parametrize("block", [OPENAI, VLLM], ids=["openai", "vllm"])
+def test_a_limit_in_dollars_needs_prices(block: dict[str, Any], part: str) -> None:
+    budget = {part: {"dollars": 5}}
+    found = refusal({**block, "budget": budget})
+    assert "budget limits dollars, and prices are 0: set prices, or limit calls or tokens" in found
+    for prices in ({"input": 0.15}, {"output": 0.6}):
+        assert interest({**block, "budget": budget, "prices": prices}).dollar_prices() == Prices(**prices)
