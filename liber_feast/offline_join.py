@@ -32,6 +32,16 @@ class StageLimits:
     memory_window: int = 50
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ViewWindows:
+    """What each entity row sees of a computed view: one window per entity row over the candidates `found`."""
+
+    found: Candidates
+    windows: Windows
+    columns: dict[str, str]
+    """The source's own names of the columns that were read, by the names that the view's stage has for them."""
+
+
 def join_view(
     request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, limits: StageLimits
 ) -> list[pa.ChunkedArray]:
@@ -68,8 +78,15 @@ def _latest(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot) -> li
     return [gather(found.table.column(name), places) for name in own]
 
 
-def _sequences(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, length: int) -> list[pa.ChunkedArray]:
-    """The last `length` behaviors strictly before the entity row's time, oldest first."""
+def sequence_windows(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, length: int) -> ViewWindows:
+    """Return the last `length` behaviors strictly before each entity row's time, oldest first.
+
+    `columns` has the sources of the wanted features.
+
+    Raises:
+        ConfigError: as `join_view`.
+        InvalidBehaviors: the behaviors have null ids.
+    """
     names = {name: snapshot.column(SEQUENCE_SOURCES[name]) for name in request.features if name in SEQUENCE_SOURCES}
     id_column = snapshot.find(BEHAVIOR_ID)
     tie_breaker = id_column or snapshot.column(ITEM)
@@ -84,23 +101,21 @@ def _sequences(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, le
         length=length,
     )
     windows = windows.without(found.expired(windows.newest, ttl=request.view.ttl))
-    stamps = pa.array(rescale(found.times, source=found.unit, target="us"))
-    columns: dict[str, Column] = {
-        "behavior_count": lambda: _counts(windows, windows.counts),
-        "times": lambda: gather_windows(pa.chunked_array([stamps]), windows),
-        "item_ids": lambda: gather_windows(pa.chunked_array([found.take(names["item_ids"])]), windows),
-        "ratings": lambda: gather_windows(pa.chunked_array([found.take(names["ratings"])]), windows),
-    }
-    return [_computed(columns, name, request=request)() for name in request.features]
+    return ViewWindows(found=found, windows=windows, columns=names)
 
 
-def _vectors(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, length: int) -> list[pa.ChunkedArray]:
-    """The vectors of the last `length` partitions sealed at or before the entity row's time, oldest first.
+def vector_windows(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, length: int) -> ViewWindows:
+    """Return the last `length` partitions sealed at or before each entity row's time, oldest first.
 
     Of a partition encoded more than once the newest vector counts, and of a user whose vectors are of several
     encoder versions those of the version of the newest vector among the visible ones: versions do not mix.
+    `columns` has `vector`, `partition_index` and `encoder_version`.
+
+    Raises:
+        ConfigError: as `join_view`.
     """
-    vector, index, version = (snapshot.column(name) for name in ("vector", "partition_index", "encoder_version"))
+    names = {name: snapshot.column(name) for name in ("vector", "partition_index", "encoder_version")}
+    vector, index, version = names.values()
     found = find_candidates(request, rows=rows, snapshot=snapshot, columns=[vector, index, version], filled=vector)
     seen, times = found.visibility(strict=False, cut_by_created=request.cut_by_created)
     created = np.zeros(len(found.times), np.int64) if found.created is None else found.created
@@ -119,10 +134,31 @@ def _vectors(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, leng
         labels=indexes,
     )
     windows = windows.without(found.expired(windows.newest, ttl=request.view.ttl))
+    return ViewWindows(found=found, windows=windows, columns=names)
+
+
+def _sequences(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, length: int) -> list[pa.ChunkedArray]:
+    view = sequence_windows(request, rows=rows, snapshot=snapshot, length=length)
+    found, windows, names = view.found, view.windows, view.columns
+    stamps = pa.array(rescale(found.times, source=found.unit, target="us"))
     columns: dict[str, Column] = {
-        "vectors": lambda: concat_windows(pa.chunked_array([found.take(vector)]), windows),
+        "behavior_count": lambda: _counts(windows, windows.counts),
+        "times": lambda: gather_windows(pa.chunked_array([stamps]), windows),
+        "item_ids": lambda: gather_windows(pa.chunked_array([found.take(names["item_ids"])]), windows),
+        "ratings": lambda: gather_windows(pa.chunked_array([found.take(names["ratings"])]), windows),
+    }
+    return [_computed(columns, name, request=request)() for name in request.features]
+
+
+def _vectors(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, length: int) -> list[pa.ChunkedArray]:
+    view = vector_windows(request, rows=rows, snapshot=snapshot, length=length)
+    found, windows, names = view.found, view.windows, view.columns
+    columns: dict[str, Column] = {
+        "vectors": lambda: concat_windows(pa.chunked_array([found.take(names["vector"])]), windows),
         "partition_count": lambda: _counts(windows, windows.stops - windows.starts),
-        "encoder_version": lambda: gather(found.table.column(version), found.table_rows(windows.newest)),
+        "encoder_version": lambda: gather(
+            found.table.column(names["encoder_version"]), found.table_rows(windows.newest)
+        ),
     }
     return [_computed(columns, name, request=request)() for name in request.features]
 

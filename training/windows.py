@@ -1,0 +1,93 @@
+"""Gather the windows of a batch on the device, from values loaded onto it once.
+
+Shape suffixes: R rows, Q samples of the data set, B samples of the batch, W width of a batch's windows.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from liber_feast.errors import DataSetError
+
+if TYPE_CHECKING:
+    from liber_feast.offline_positions import WindowPositions
+
+INDEX_LIMIT = int(np.iinfo(np.int32).max)
+"""Rows a table may have: positions are int32, half the memory of int64."""
+BLOCK_ROWS = 1 << 18
+"""Rows copied at once; Arrow's arrays are read-only, which torch takes only as a copy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class WindowTable:
+    """Values on a device; `rows` (R + 1, ...) ends with a row of zeros, which padding refers to."""
+
+    rows: Tensor
+
+    def gather(self, starts_B: Tensor, lengths_B: Tensor, *, width: int) -> tuple[Tensor, Tensor]:
+        """Return windows as (B, width, ...), zeros at their ends, and (B, width) bool where a value is.
+
+        Window b is the rows `starts_B[b]` to `starts_B[b] + lengths_B[b]`; of a longer one the last `width` are kept.
+        Starts and lengths are integers of one type on the table's device, and windows lie within the table.
+        """
+        kept_B = lengths_B.clamp(max=width)
+        first_B = starts_B + lengths_B - kept_B
+        steps_W = torch.arange(width, dtype=starts_B.dtype, device=starts_B.device)
+        there_BW = steps_W < kept_B[:, None]
+        index_BW = torch.where(there_BW, first_B[:, None] + steps_W, len(self.rows) - 1)
+        values = self.rows.index_select(0, index_BW.view(-1))
+        return values.view(*index_BW.shape, *self.rows.shape[1:]), there_BW
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SampleWindows:
+    """The window of every sample over one table; `starts_Q` and `lengths_Q` are int32 on the table's device."""
+
+    table: WindowTable
+    starts_Q: Tensor
+    lengths_Q: Tensor
+
+    def gather(self, samples_B: Tensor, *, width: int) -> tuple[Tensor, Tensor]:
+        """Return the windows of `samples_B`, numbers of samples on the table's device, as `WindowTable.gather`."""
+        return self.table.gather(self.starts_Q[samples_B], self.lengths_Q[samples_B], width=width)
+
+
+def load_table(values: npt.NDArray[Any], *, device: torch.device) -> WindowTable:
+    """Copy `values` (R, ...) onto `device`, in their own type.
+
+    Raises:
+        DataSetError: there are 2**31 - 1 rows or more.
+    """
+    if len(values) >= INDEX_LIMIT:
+        raise DataSetError(
+            f"a table of {len(values)} rows has more than the {INDEX_LIMIT - 1} that positions can name."
+        )
+    kind = torch.from_numpy(np.zeros(0, values.dtype)).dtype
+    rows = torch.zeros((len(values) + 1, *values.shape[1:]), dtype=kind, device=device)
+    for start in range(0, len(values), BLOCK_ROWS):
+        block = values[start : start + BLOCK_ROWS]
+        rows[start : start + len(block)] = torch.from_numpy(block.copy())
+    return WindowTable(rows=rows)
+
+
+def load_windows(positions: "WindowPositions", values: npt.NDArray[Any], *, device: torch.device) -> SampleWindows:
+    """Copy the windows of Q samples and the `values` (R, ...) they refer to onto `device`.
+
+    `values` has one row for each value of `positions`: its `vectors`, its `times`, or what the caller looked up for
+    its `item_ids`.
+
+    Raises:
+        DataSetError: a window ends after the last of `values`, or there are too many of these.
+    """
+    stop = int((positions.starts + positions.lengths).max(initial=0))
+    if stop > len(values):
+        raise DataSetError(f"the windows reach row {stop}, but there are values for {len(values)} rows only.")
+    return SampleWindows(
+        table=load_table(values, device=device),
+        starts_Q=torch.from_numpy(positions.starts.astype(np.int32)).to(device),
+        lengths_Q=torch.from_numpy(positions.lengths.astype(np.int32)).to(device),
+    )
