@@ -156,7 +156,11 @@ def ranges(starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
     """Return offsets (Q + 1) and all integers of the ranges [starts, stops), one range after the other."""
     offsets: Ints = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(stops - starts, out=offsets[1:])
-    return offsets, np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], stops - starts)
+    filled = stops > starts
+    # The sum of steps of one with a jump at each start: np.repeat of the starts takes ten times as long.
+    steps: Ints = np.ones(offsets[-1], np.int64)
+    steps[offsets[:-1][filled]] = starts[filled] - np.append(1, stops[filled][:-1]) + 1
+    return offsets, np.cumsum(steps, out=steps)
 
 
 def slices(sizes: Ints, *, limit: int) -> Iterator[slice]:
