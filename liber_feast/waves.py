@@ -81,8 +81,9 @@ class MemoryWaves:
     def summary_requests(self) -> Iterator[SummaryRequest]:
         """Yield the requests of all missing summaries, by user and index."""
         missing, self._summaries = self._summaries, None
-        for keys in _pieces(self._missing_summaries() if missing is None else missing):
-            found = self._sealed(keys, stage=SUMMARY)
+        for some in _pieces(self._missing_summaries() if missing is None else missing):
+            found = self._sealed(some, stage=SUMMARY)
+            keys = [key for key in some if key in found]
             profiles = self.catalog.profiles({one.user_id for one in found.values()})
             described = self._described(keys)
             for key in keys:
@@ -97,11 +98,12 @@ class MemoryWaves:
     def shift_requests(self) -> Iterator[ShiftRequest]:
         """Yield the requests of all missing shifts that can be made now, by user and index."""
         missing, self._shifts = self._shifts, None
-        for some in _pieces(self._missing_shifts() if missing is None else missing):
+        for piece in _pieces(self._missing_shifts() if missing is None else missing):
+            found = self._sealed([(one.user_key, one.partition_index) for one in piece], stage=SHIFT)
+            some = [one for one in piece if (one.user_key, one.partition_index) in found]
             keys = [(one.user_key, one.partition_index) for one in some]
             before = [(one.user_key, one.previous_partition_index) for one in some]
             both = list(dict.fromkeys([*before, *keys]))
-            found = self._sealed(keys, stage=SHIFT)
             described = self._described(both) if self.learner.counts_behaviors else dict.fromkeys(both, ())
             with self.memory.reading() as connection:
                 summaries = newest_texts(connection, both, stage=SUMMARY)

@@ -230,3 +230,22 @@ def test_progress_counts_every_text_of_each_wave() -> None:
     memory, learner, seen = two_users(), EchoLearner(), []
     learn(learner, waves_of(memory, learner), progress=lambda stage, count, _total: seen.append((stage, count)))
     assert seen == [("summaries", 1)] * 5 + [("shifts", 1)] * 3
+
+
+@pytest.mark.parametrize("per_piece", [1, 32])
+def test_what_another_run_kept_since_this_one_began_is_not_asked_for_again(
+    per_piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liber_feast.waves, "PARTITIONS_PER_PIECE", per_piece)
+    memory, learner = two_users(), EchoLearner()
+    waves = waves_of(memory, learner)
+    assert waves.pending_count("summary") == 5
+    learn_all(memory)
+    before = kept(memory)
+    assert list(waves.summary_requests()) == []
+    with memory.writing() as connection:
+        connection.execute(sa.delete(texts).where(texts.c.stage == "shift"))
+    assert waves.pending_count("shift") == 3
+    learn_all(memory)
+    assert list(waves.shift_requests()) == []
+    assert [row.revision for row in kept(memory)] == [0] * len(before)

@@ -11,7 +11,7 @@ from liber_feast.memory.texts import has_summary_before, has_text
 
 def memory_status(connection: sa.Connection) -> dict[str, Any]:
     """Return counts of users, behaviors, partitions and texts, and which versions are in use."""
-    stages = {stage: _count(connection, texts, texts.c.stage == stage) for stage in (SUMMARY, SHIFT)}
+    stages = {stage: _count(connection, partitions, has_text(stage)) for stage in (SUMMARY, SHIFT)}
     late, duplicate = connection.execute(
         sa.select(sa.func.sum(users.c.late_count), sa.func.sum(users.c.duplicate_count))
     ).one()

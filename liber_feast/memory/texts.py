@@ -46,13 +46,14 @@ class SealedBehavior:
 def sealed_partitions(
     connection: sa.Connection, keys: Sequence[PartitionKey], *, stage: str
 ) -> dict[PartitionKey, SealedPartition]:
-    """Return the partitions, each as it waits for a text of `stage`."""
+    """Return those partitions that wait for a text of `stage`, as they wait; another run may have kept some since."""
     revision = sa.select(sa.func.coalesce(sa.func.max(texts.c.revision) + 1, 0)).where(_of_partition(texts, stage))
     columns = (*(partitions.c[name] for name in ("user_key", "partition_index", "partition_hash")), users.c.user_id)
     wanted = join_pairs(partitions, keys, on=(partitions.c.user_key, partitions.c.partition_index))
     query = sa.select(*columns, revision.scalar_subquery().label("revision")).select_from(
         sa.join(wanted, users, users.c.user_key == partitions.c.user_key)
     )
+    query = query.where(~has_text(stage) | is_marked(stage))
     found = (SealedPartition(**row._mapping) for row in connection.execute(query))
     return {(one.user_key, one.partition_index): one for one in found}
 
