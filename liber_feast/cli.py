@@ -105,7 +105,10 @@ def plan(
         return
     stages, left = facts.pop("stages"), facts.pop("budget_left")
     if stages:
-        show_rows([{**facts.pop("total"), "stage": "in all"}, *stages], columns=PLANNED, title="calls to come")
+        total = facts.pop("total")
+        show_rows([{**total, "stage": "in all"}, *stages], columns=PLANNED, title="calls to come")
+        if total["too_long"]:
+            facts["too long for the context"] = f"{total['too_long']} (these fail, and their shifts cannot be made)"
     facts["budget_left"] = {f"{one['unit']} of the {one['scope']}": one["left"] for one in left} or "no limit"
     show(facts, title=f"plan for {repo}", as_json=False)
 
@@ -215,6 +218,8 @@ def _figure(value: object) -> str:
         return ", ".join(f"{key}: {_figure(one)}" for key, one in value.items())
     if isinstance(value, float):
         return f"{value:,.4f}".rstrip("0").rstrip(".")
+    if value is None:
+        return "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

@@ -119,6 +119,9 @@ def test_a_plan_says_which_prompts_do_not_fit(tmp_path: Path, server: LLMServer)
     repo = llm_repo.repo_of(tmp_path / "repo", server, context_tokens=300)
     summary, _ = plan_window(repo, *llm_repo.WINDOW).estimate.stages
     assert (summary.calls, summary.too_long) == (0, kit.SEALED_COUNT)
+    shown = llm_repo.program("liber", repo, "plan", *llm_repo.WINDOW, "--repo", ".").stdout
+    assert "too long for the context" in shown
+    assert f"{kit.SEALED_COUNT} (these fail" in " ".join(shown.split())
 
 
 def test_a_plan_under_the_idle_and_the_drift_rule_seals_as_the_run_does(tmp_path: Path, server: LLMServer) -> None:
