@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,15 @@ from benchmarks import _vllm_cpu
 
 _vllm_cpu.set_environment()
 
-import numpy as np
 import pyarrow as pa
 
-from benchmarks._memory import TableCatalog
+from benchmarks._memory import cascade_of, even_behaviors, memory_of
 from benchmarks._tiny_model import make_tiny_model
-from liber_feast.behavior import EVENT_TIME, ITEM, RATING, TIMESTAMP, USER, check_behaviors
-from liber_feast.budget import Budget, Limits, Prices
-from liber_feast.condition import CountCondition
 from liber_feast.datasets import DataSet, read_data_set
 from liber_feast.interest import learn
 from liber_feast.llm.chat import ChatCall, ChatResult
-from liber_feast.llm.chat_learner import ChatLearner
-from liber_feast.llm.rate_limit import RateLimits
 from liber_feast.llm.vllm import VllmBackend
-from liber_feast.materialize import utc_microseconds
-from liber_feast.memory import Memory
-from liber_feast.memory.ledger import MemoryLedger
-from liber_feast.prompt import Message, load_prompt
-from liber_feast.waves import MemoryWaves
+from liber_feast.prompt import Message
 
 USERS, PARTITIONS_PER_USER, PARTITION_SIZE = 100, 20, 2
 CALLS = USERS * (2 * PARTITIONS_PER_USER - 1)
@@ -80,7 +69,7 @@ class SharedBackend:
 def main(*, runs: int, chunk_size: int) -> None:
     """Measure both in turn and print the figures."""
     data_set = read_data_set("synthetic", seed=0)
-    behaviors = _behaviors(data_set)
+    behaviors = even_behaviors(data_set, users=USERS, per_user=PARTITIONS_PER_USER * PARTITION_SIZE)
     with tempfile.TemporaryDirectory() as folder:
         model = make_tiny_model(Path(folder) / "tiny", answer_tokens=ANSWER_TOKENS)
         backend = _open(model, chunk_size=chunk_size)
@@ -129,35 +118,10 @@ def _open(model: Path, *, chunk_size: int) -> VllmBackend:
 
 def _ours(data_set: DataSet, behaviors: pa.Table, backend: VllmBackend) -> tuple[float, list[Sequence[Message]]]:
     """Run both waves into a new memory; return their seconds and prompts."""
-    prompt, shared = load_prompt(data_set.prompt), SharedBackend(backend)
+    shared = SharedBackend(backend)
     with tempfile.TemporaryDirectory() as folder:
-        memory = Memory.open("sqlite:///memory.db", base=Path(folder))
-        memory.append(behaviors, condition=CountCondition(PARTITION_SIZE))
-        prices = Prices(input=0.15, cached_input=0.075, output=0.6)
-        ledger = MemoryLedger(
-            memory,
-            budget=Budget(run=Limits(calls=1_000_000, dollars=1_000.0), day=Limits(tokens=10**10)),
-            prices=prices,
-            model="tiny",
-            prompt_version=prompt.version,
-            clock=utc_microseconds,
-        )
-        learner = ChatLearner(
-            prompt=prompt,
-            model="tiny",
-            open_backend=lambda: shared,
-            ledger=ledger,
-            rates=RateLimits(),
-            prices=prices,
-            max_attempts=3,
-        )
-        waves = MemoryWaves(
-            memory=memory,
-            catalog=TableCatalog(data_set),
-            learner=learner,
-            like_above=data_set.scale.like_above,
-            clock=utc_microseconds,
-        )
+        memory = memory_of(behaviors, Path(folder), partition_size=PARTITION_SIZE)
+        learner, waves = cascade_of(memory, data_set, model="tiny", open_backend=lambda: shared, max_attempts=3)
         _begin(backend)
         start = time.perf_counter()
         counts = learn(learner, waves, progress=lambda _stage, _count, _total: None)
@@ -185,24 +149,6 @@ def _bare(prompts: Sequence[Sequence[Message]], backend: VllmBackend) -> float:
 def _begin(backend: VllmBackend) -> None:
     backend._llm.reset_prefix_cache()
     gc.collect()
-
-
-def _behaviors(data_set: DataSet) -> pa.Table:
-    """Return the same number of behaviors for every user, with items and ratings drawn from the data set."""
-    per_user = PARTITIONS_PER_USER * PARTITION_SIZE
-    count = USERS * per_user
-    rng = np.random.default_rng(0)
-    start = int(datetime(2022, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
-    minutes = np.tile(np.arange(per_user), USERS) * 60_000_000
-    table = pa.table(
-        {
-            USER: pa.array(np.repeat(data_set.users[USER].to_pylist()[:USERS], per_user)),
-            ITEM: pa.array(rng.choice(data_set.items[ITEM].to_pylist(), count)),
-            RATING: pa.array(rng.integers(1, 6, count)),
-            EVENT_TIME: pa.array(start + minutes).cast(TIMESTAMP),
-        }
-    )
-    return check_behaviors(table, scale=data_set.scale, now=datetime.now(UTC)).table
 
 
 if __name__ == "__main__":

@@ -26,21 +26,16 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 from tokenizers import Tokenizer
 
-from benchmarks._memory import PARTITION_SIZE, TableCatalog, memory_of
+from benchmarks._memory import PARTITION_SIZE, TableCatalog, cascade_of, memory_of
 from liber_feast.behavior import EVENT_TIME, ITEM, RATING, USER
 from liber_feast.budget import Budget, Prices
 from liber_feast.datasets import DataSet, read_data_set
 from liber_feast.encoder import bundled_folder
 from liber_feast.interest import SHIFT, SUMMARY, DescribedBehavior, SummaryRequest, learn
 from liber_feast.llm.chat import ChatAnswer, ChatCall
-from liber_feast.llm.chat_learner import ChatLearner
-from liber_feast.llm.rate_limit import RateLimits
-from liber_feast.materialize import utc_microseconds
 from liber_feast.memory import Memory
 from liber_feast.memory.call_tables import calls
-from liber_feast.memory.ledger import MemoryLedger
-from liber_feast.prompt import Message, Prompt, load_prompt
-from liber_feast.waves import MemoryWaves
+from liber_feast.prompt import Message, load_prompt
 
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-latest-small"
 BLOCK = 16
@@ -135,7 +130,7 @@ def main(folder: Path) -> None:
         "liber_without_shift": summaries,
         **{f"every_behavior_last_{window}": int(counts.sum()) for window in WINDOWS},
     }
-    measured = _liber(data_set, prompt, CountingBackend(token_ids=token_ids))
+    measured = _liber(data_set, CountingBackend(token_ids=token_ids))
     for window in WINDOWS:
         _say(f"a call at every behavior, last {window}")
         backend = CountingBackend(token_ids=token_ids)
@@ -153,34 +148,19 @@ def main(folder: Path) -> None:
     print(json.dumps(figures))
 
 
-def _liber(data_set: DataSet, prompt: Prompt, backend: CountingBackend) -> dict[str, dict[str, int]]:
+def _liber(data_set: DataSet, backend: CountingBackend) -> dict[str, dict[str, int]]:
     """Run the cascade over all users; return the totals of both stages, and of summaries alone."""
     _say("LIBER: the cascade through the call loop")
     with tempfile.TemporaryDirectory() as folder:
         memory = memory_of(data_set.behaviors, Path(folder))
-        ledger = MemoryLedger(
+        learner, waves = cascade_of(
             memory,
-            budget=Budget(),
-            prices=Prices(),
-            model="counting",
-            prompt_version=prompt.version,
-            clock=utc_microseconds,
-        )
-        learner = ChatLearner(
-            prompt=prompt,
+            data_set,
             model="counting",
             open_backend=lambda: backend,
-            ledger=ledger,
-            rates=RateLimits(),
-            prices=Prices(),
             max_attempts=1,
-        )
-        waves = MemoryWaves(
-            memory=memory,
-            catalog=TableCatalog(data_set),
-            learner=learner,
-            like_above=data_set.scale.like_above,
-            clock=utc_microseconds,
+            budget=Budget(),
+            prices=Prices(),
         )
         learn(learner, waves, progress=lambda _stage, _count, _total: None)
         both = _settled(memory, stages=(SUMMARY, SHIFT))

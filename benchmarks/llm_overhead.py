@@ -15,25 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from benchmarks._llm_server import LLMServer
-from benchmarks._memory import PARTITION_SIZE, TableCatalog, memory_of
-from liber_feast.behavior import EVENT_TIME, ITEM, RATING, TIMESTAMP, USER, check_behaviors
-from liber_feast.budget import Budget, Limits, Prices
+from benchmarks._memory import PARTITION_SIZE, cascade_of, even_behaviors, memory_of
 from liber_feast.datasets import DataSet, read_data_set
 from liber_feast.interest import learn
-from liber_feast.llm.chat_learner import ChatLearner
 from liber_feast.llm.openai import OpenAIBackend
-from liber_feast.llm.rate_limit import RateLimits
-from liber_feast.materialize import utc_microseconds
-from liber_feast.memory.ledger import MemoryLedger
-from liber_feast.prompt import load_prompt
-from liber_feast.waves import MemoryWaves
 
 ROOT = Path(__file__).resolve().parents[1]
 USERS, PARTITIONS_PER_USER = 100, 20
@@ -44,7 +34,7 @@ RUNS = 3
 def main(vllm_python: Path) -> None:
     """Measure both parts and print the figures."""
     data_set = read_data_set("synthetic", seed=0)
-    behaviors = _behaviors(data_set)
+    behaviors = even_behaviors(data_set, users=USERS, per_user=PARTITIONS_PER_USER * PARTITION_SIZE)
     with LLMServer(latency_s=LATENCY_S) as server:
         runs = [_run(data_set, behaviors, server) for _ in range(RUNS)]
     ideal = math.ceil(runs[0]["calls"] / CONCURRENCY) * LATENCY_S
@@ -62,34 +52,10 @@ def main(vllm_python: Path) -> None:
 
 
 def _run(data_set: DataSet, behaviors: pa.Table, server: LLMServer) -> dict[str, float]:
-    prompt = load_prompt(data_set.prompt)
     with tempfile.TemporaryDirectory() as folder:
         memory = memory_of(behaviors, Path(folder))
-        prices = Prices(input=0.15, cached_input=0.075, output=0.6)
-        budget = Budget(run=Limits(calls=1_000_000, dollars=1_000.0), day=Limits(tokens=10**10))
-        ledger = MemoryLedger(
-            memory,
-            budget=budget,
-            prices=prices,
-            model=server.model,
-            prompt_version=prompt.version,
-            clock=utc_microseconds,
-        )
-        learner = ChatLearner(
-            prompt=prompt,
-            model=server.model,
-            open_backend=lambda: _backend(server),
-            ledger=ledger,
-            rates=RateLimits(),
-            prices=prices,
-            max_attempts=5,
-        )
-        waves = MemoryWaves(
-            memory=memory,
-            catalog=TableCatalog(data_set),
-            learner=learner,
-            like_above=data_set.scale.like_above,
-            clock=utc_microseconds,
+        learner, waves = cascade_of(
+            memory, data_set, model=server.model, open_backend=lambda: _backend(server), max_attempts=5
         )
         start, cpu = time.perf_counter(), time.process_time()
         counts = learn(learner, waves, progress=lambda _stage, _count, _total: None)
@@ -117,25 +83,6 @@ def _backend(server: LLMServer) -> OpenAIBackend:
         tokenizer=None,
         extra_body={},
     )
-
-
-def _behaviors(data_set: DataSet) -> pa.Table:
-    """Return the same number of behaviors for every user, with items and ratings drawn from the data set."""
-    per_user = PARTITIONS_PER_USER * PARTITION_SIZE
-    count = USERS * per_user
-    rng = np.random.default_rng(0)
-    minutes = np.tile(np.arange(per_user), USERS) * 60_000_000
-    start = int(datetime(2022, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
-    users = data_set.users[USER].to_pylist()[:USERS]
-    table = pa.table(
-        {
-            USER: pa.array(np.repeat(users, per_user)),
-            ITEM: pa.array(rng.choice(data_set.items[ITEM].to_pylist(), count)),
-            RATING: pa.array(rng.integers(1, 6, count).astype(float)),
-            EVENT_TIME: pa.array(start + minutes).cast(TIMESTAMP),
-        }
-    )
-    return check_behaviors(table, scale=data_set.scale, now=datetime.now(UTC)).table
 
 
 def _vllm(python: Path) -> dict[str, object]:

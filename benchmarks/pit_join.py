@@ -12,28 +12,23 @@ import argparse
 import hashlib
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
-from feast.data_format import ParquetFormat
+from feast import FeatureStore, Field
 from feast.types import Array, Float32
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks._offline import LIBER, SPAN_US, START_US, WARM_UP_ROWS, measured_apart, open_view
+
 WIDTH = 64
-STORES = {"liber": "liber_feast.offline_store.LiberOfflineStore", "feast": "duckdb"}
-START = datetime(2024, 1, 1, tzinfo=UTC)
-SPAN_US = 365 * 24 * 3_600 * 1_000_000
-WARM_UP_ROWS = 100
+STORES = {"liber": LIBER, "feast": "duckdb"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +59,7 @@ def _measure(case: Case, *, runs: int) -> dict[str, object]:
         taken: dict[str, list[dict[str, float | str]]] = {name: [] for name in STORES}
         for number in range(runs):
             for name in list(STORES)[:: 1 if number % 2 else -1]:
-                taken[name].append(_child(Path(folder), name))
+                taken[name].append(measured_apart("benchmarks.pit_join", name, folder))
                 print(f"{case.users} x {case.partitions}, {case.rows}: {name} {taken[name][-1]}", file=sys.stderr)
     if len({run["checksum"] for runs_of in taken.values() for run in runs_of}) != 1:
         raise SystemExit(f"the stores give different results: {taken}")
@@ -94,7 +89,7 @@ def write_case(folder: Path, case: Case) -> None:
     count = case.users * case.partitions
     users = np.array([f"user-{number:06}" for number in range(case.users)])
     sealed = np.sort(rng.integers(0, SPAN_US, (case.users, case.partitions)), axis=1).reshape(-1)
-    times = pa.array(sealed + _microseconds(START), pa.timestamp("us", tz="UTC"))
+    times = pa.array(sealed + START_US, pa.timestamp("us", tz="UTC"))
     vectors = pa.array(rng.standard_normal(count * WIDTH).astype(np.float32))
     shuffled = pa.array(rng.permutation(count))
     table = pa.table(
@@ -109,19 +104,11 @@ def write_case(folder: Path, case: Case) -> None:
     asked = pa.table(
         {
             "user_id": pa.array(users[rng.integers(0, case.users, case.rows)]),
-            "event_timestamp": pa.array(
-                rng.integers(0, SPAN_US, case.rows) + _microseconds(START), pa.timestamp("us", tz="UTC")
-            ),
+            "event_timestamp": pa.array(rng.integers(0, SPAN_US, case.rows) + START_US, pa.timestamp("us", tz="UTC")),
             "place": pa.array(np.arange(case.rows)),
         }
     )
     pq.write_table(asked, folder / "asked.parquet")
-
-
-def _child(folder: Path, name: str) -> dict[str, float | str]:
-    command = [sys.executable, "-m", "benchmarks.pit_join", "--one", name, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    return dict(json.loads(done.stdout.decode().splitlines()[-1]))
 
 
 def one(name: str, folder: Path) -> None:
@@ -140,26 +127,8 @@ def one(name: str, folder: Path) -> None:
 
 def open_case(folder: Path, offline: str) -> FeatureStore:
     """Return a store with one view of the vectors."""
-    config = RepoConfig(
-        project="pit",
-        provider="local",
-        registry=str(folder / f"registry-{offline}.db"),
-        offline_store={"type": offline},
-        online_store={"type": "sqlite", "path": str(folder / "online.db")},
-        entity_key_serialization_version=3,
-        repo_path=folder,
-    )
-    store = FeatureStore(config=config)
-    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
-    source = FileSource(
-        path=str(folder / "vectors.parquet"),
-        file_format=ParquetFormat(),
-        timestamp_field="event_timestamp",
-        created_timestamp_column="created",
-    )
     schema = [Field(name="vector", dtype=Array(Float32))]
-    store.apply([user, FeatureView(name="partitions", entities=[user], ttl=timedelta(0), schema=schema, source=source)])
-    return store
+    return open_view(folder, "partitions", file="vectors.parquet", schema=schema, offline=offline, created="created")
 
 
 def _join(store: FeatureStore, frame: pd.DataFrame) -> pa.Table:
@@ -182,10 +151,6 @@ def _memory_mib(name: str) -> float:
     """Return what the kernel calls VmRSS (resident memory) or VmHWM (its peak) of this process."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:")) / 1024
-
-
-def _microseconds(moment: datetime) -> int:
-    return int(moment.timestamp()) * 1_000_000
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ batch is read by one of the two alone, as the other would find it in the process
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +23,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
-from feast.data_format import ParquetFormat
+from feast import FeatureStore, Field
 from feast.types import Array, Float64, Int64, String
 
+from benchmarks._offline import SPAN_US, START_US, WARM_UP_ROWS, measured_apart, open_view
 from liber_feast.offline_positions import sequence_positions
 from training.windows import load_table
 
-ROOT = Path(__file__).resolve().parents[1]
-WARM_UP_ROWS = 100
 USERS, ITEMS, BEHAVIORS, LENGTH = 10_000, 20_000, 1_000_000, 50
 ROWS, WIDTH, BATCH, BATCHES = 1_000_000, 64, 512, 400
-START_US = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
-SPAN_US = 365 * 24 * 3_600 * 1_000_000
 FEATURES = ["behavior_sequence:item_ids", "behavior_sequence:ratings", "behavior_sequence:times"]
 
 
@@ -48,7 +42,7 @@ def main(*, runs: int) -> None:
         open_store(Path(folder))
         taken = []
         for number in range(runs):
-            taken.append(_child(Path(folder)))
+            taken.append(measured_apart("benchmarks.sequences", folder))
             print(f"run {number}: {taken[-1]}", file=sys.stderr, flush=True)
     middle = {name: statistics.median(run[name] for run in taken) for name in taken[0]}
     ratio = statistics.median(run["seconds"] / run["copy_seconds"] for run in taken)
@@ -71,12 +65,6 @@ def one(folder: Path) -> None:
         "positions_s": round(_positions_seconds(store, frame), 3),
     }
     print(json.dumps(figures))
-
-
-def _child(folder: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.sequences", "--one", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    return dict(json.loads(done.stdout.decode().splitlines()[-1]))
 
 
 def _sequences(store: FeatureStore, frame: pd.DataFrame) -> pa.Table:
@@ -152,35 +140,13 @@ def write_log(folder: Path) -> None:
 
 def open_store(folder: Path) -> FeatureStore:
     """Return a store with the sequence view over the log."""
-    config = RepoConfig(
-        project="sequences",
-        provider="local",
-        registry=str(folder / "registry.db"),
-        offline_store={"type": "liber_feast.offline_store.LiberOfflineStore"},
-        online_store={"type": "sqlite", "path": str(folder / "online.db")},
-        entity_key_serialization_version=3,
-        repo_path=folder,
-    )
-    store = FeatureStore(config=config)
-    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
-    source = FileSource(
-        path=str(folder / "behaviors.parquet"), file_format=ParquetFormat(), timestamp_field="event_timestamp"
-    )
     schema = [
         Field(name="item_ids", dtype=Array(String)),
         Field(name="ratings", dtype=Array(Float64)),
         Field(name="times", dtype=Array(Int64)),
     ]
-    view = FeatureView(
-        name="behavior_sequence",
-        entities=[user],
-        ttl=timedelta(0),
-        schema=schema,
-        source=source,
-        tags={"liber.stage": "sequence"},
-    )
-    store.apply([user, view])
-    return store
+    tags = {"liber.stage": "sequence"}
+    return open_view(folder, "behavior_sequence", file="behaviors.parquet", schema=schema, tags=tags)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def _heap_at_rest() -> Iterator[None]:
     """Keep the garbage collector off the objects that are there already, unless somebody else does.
 
     A full collection of a process with Feast, pandas and a data set in it stops every call in flight for a tenth of a
-    second, and would come every two seconds.
+    second, and comes every few seconds.
     """
     if gc.get_freeze_count():
         yield
