@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from liber_feast.ragged import Ragged, list_values
+from liber_feast.ragged import list_values
 
 NUMBER_LIMIT = 4.0
 """Standardized numbers are cut here: one wrong price must not rule a score."""
@@ -69,7 +69,7 @@ def _codes(rows: pa.Table, field: InputField, *, lookup: Mapping[str, int]) -> I
     if field.kind == "category":
         return look_up(strings(rows, field.name), lookup)[:, None]
     lists = list_values(rows, field.name, kind=pa.string(), last=None)
-    found = Ragged(offsets=lists.offsets, values=look_up(lists.values, lookup)).select(lambda codes: codes > 0)
+    found = lists.of(look_up(lists.values, lookup)).select(lambda codes: codes > 0)
     return found.pad(np.arange(rows.num_rows), width=field.slots)[0]
 
 

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from liber_feast.behavior import ITEM
-from liber_feast.errors import ConfigError, DataSetError
+from liber_feast.errors import ConfigError
 from liber_feast.fields import (
     NUMBER_LIMIT,
     Floats,
@@ -41,8 +41,9 @@ from liber_feast.fields import (
     lookups,
     strings,
 )
-from liber_feast.partition_vectors import VECTORS, PartitionVectors, check_finite, read_partition_vectors
+from liber_feast.partition_vectors import VECTORS, check_finite, read_partition_vectors
 from liber_feast.ragged import Ragged, list_values
+from liber_feast.recent_behaviors import RecentBehaviors, read_recent_behaviors
 
 DENSE_COUNT = 3
 LIKE_PRIOR = 2.0
@@ -100,7 +101,8 @@ class EncodedUsers:
     history: Ragged[np.int32]
     """Rows of the item table."""
     ratings: Ragged[np.float32]
-    vectors: PartitionVectors | None = None
+    vectors: Ragged[np.float32] | None = None
+    """Over (U, D) partition vectors."""
     fused: Floats | None = None
 
 
@@ -181,28 +183,38 @@ class InputSpec:
             codes[new], numbers[new] = encode_fields(rows.take(pa.array(new)), self.item_fields, self._item_lookups)
         return EncodedItems(codes=codes, numbers=numbers, known=found > 0)
 
-    def encode_users(self, rows: pa.Table, *, vectors: PartitionVectors | None = None) -> EncodedUsers:
+    def encode_users(
+        self, rows: pa.Table, *, recent: RecentBehaviors | None = None, vectors: Ragged[np.float32] | None = None
+    ) -> EncodedUsers:
         """Return the user side of `rows`: fields, window and, with LIBER, memory.
 
-        `vectors` are the rows' partition vectors where they were read before.
+        `recent` and `vectors` are the rows' recent behaviors and partition vectors where they are not columns of
+        `rows`.
 
         Raises: see `encode`.
         """
         codes, numbers = encode_fields(rows, self.user_fields, self._user_lookups)
-        items = list_values(rows, "item_ids", kind=pa.string(), last=self.sequence_length)
-        given = list_values(rows, "ratings", kind=pa.float64(), last=self.sequence_length)
-        if not np.array_equal(items.offsets, given.offsets):
-            raise DataSetError("behavior_sequence: `item_ids` and `ratings` of a row differ in length.")
-        ratings = Ragged(offsets=given.offsets, values=np.nan_to_num(floats(given.values)).astype(np.float32))
-        history = Ragged(offsets=items.offsets, values=look_up(items.values, self._item_rows))
+        behaviors = read_recent_behaviors(rows, last=self.sequence_length) if recent is None else recent
+        items, given = behaviors.last(self.sequence_length)
+        ratings = given.of(np.nan_to_num(floats(given.values)).astype(np.float32))
         users = EncodedUsers(
-            codes=codes, numbers=numbers, dense=self._dense(rows, ratings=ratings), history=history, ratings=ratings
+            codes=codes,
+            numbers=numbers,
+            dense=self._dense(rows, ratings=ratings),
+            history=items.of(look_up(items.values, self._item_rows)),
+            ratings=ratings,
         )
         if not self.memory_width:
             return users
-        if vectors is not None:
-            return replace(users, vectors=vectors)
-        return self._with_memory(users, rows=rows)
+        return self._with_memory(users, rows=rows) if vectors is None else replace(users, vectors=vectors)
+
+    def liked(self, ratings: Floats) -> npt.NDArray[np.bool_]:
+        """Return which ratings are likes."""
+        return ratings > self.like_above
+
+    def standard_ratings(self, ratings: Floats) -> Floats:
+        """Return ratings about their mean over the training part, in its deviations."""
+        return ((ratings - self.rating_mean) / self.rating_deviation).astype(np.float32)
 
     def batch(
         self, users: EncodedUsers, *, items: EncodedItems, user_rows: npt.NDArray[Any], item_rows: npt.NDArray[Any]
@@ -218,14 +230,14 @@ class InputSpec:
             "history_codes": self.items.codes[rows_BN],
             "history_numbers": self.items.numbers[rows_BN],
             "history_mask": mask_BN,
-            "history_liked": mask_BN & (rating_BN > self.like_above),
-            "history_rating": np.where(mask_BN, (rating_BN - self.rating_mean) / self.rating_deviation, 0).astype("f4"),
+            "history_liked": mask_BN & self.liked(rating_BN),
+            "history_rating": np.where(mask_BN, self.standard_ratings(rating_BN), np.float32(0)),
             "dense": users.dense[user_rows],
         }
         if users.fused is not None:
             arrays["fused"] = users.fused[user_rows]
         elif users.vectors is not None:
-            arrays["vectors"], arrays["sealed"] = users.vectors.pad(user_rows)
+            arrays["vectors"], arrays["sealed"] = users.vectors.pad(user_rows, width=None)
         return arrays
 
     def to_json(self) -> dict[str, Any]:
@@ -262,7 +274,7 @@ class InputSpec:
 
     def _dense(self, rows: pa.Table, *, ratings: Ragged[np.float32]) -> Floats:
         length = ratings.lengths
-        liked = ratings.sums(ratings.values > self.like_above)
+        liked = ratings.sums(self.liked(ratings.values))
         rate = (liked + LIKE_PRIOR * self.like_rate) / (length + LIKE_PRIOR) - self.like_rate
         count = np.log1p(np.maximum(np.nan_to_num(floats(column(rows, "behavior_count", kind=pa.float64()))), length))
         standard = np.clip((count - self.count_mean) / self.count_deviation, -NUMBER_LIMIT, NUMBER_LIMIT)
@@ -278,7 +290,7 @@ class InputSpec:
 
     def _fused(self, rows: pa.Table) -> Floats:
         flat = list_values(rows, "fused", kind=pa.float32(), last=None)
-        values = check_finite(flat.values, name="fused", offsets=flat.offsets)
+        values = check_finite(flat, name="fused")
         there = flat.lengths > 0
         wrong = np.flatnonzero(there & (flat.lengths != self.fused_width))
         if len(wrong):

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from liber_feast.errors import ConfigError, DataSetError
 from liber_feast.inputs import Batch, InputSpec
-from liber_feast.partition_vectors import concatenate, read_partition_vectors
-from liber_feast.ragged import Ragged, list_values, unique_rows
+from liber_feast.ragged import Ragged, RaggedValues, list_values
 from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, WIDTH, sample_table, without_vectors
 from training.fit_inputs import InputOptions, fit_inputs
 
@@ -245,17 +244,33 @@ def test_a_request_of_two_users_is_refused() -> None:
 
 @given(st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=8), st.integers(1, 8))
 def test_padding_and_cutting_keep_the_first_values_of_each_row(rows: list[list[int]], width: int) -> None:
-    offsets = np.cumsum([0, *(len(row) for row in rows)])
-    ragged = Ragged(offsets=offsets, values=np.array([value for row in rows for value in row], np.int32))
+    lengths = np.array([len(row) for row in rows])
+    values = np.array([value for row in rows for value in row], np.int32)
+    ragged = Ragged(starts=np.cumsum(lengths) - lengths, lengths=lengths, values=values)
     padded, there = ragged.pad(np.arange(len(rows)), width=width)
-    for row, values in enumerate(rows):
-        assert padded[row][there[row]].tolist() == values[:width]
+    for row, values_of_row in enumerate(rows):
+        assert padded[row][there[row]].tolist() == values_of_row[:width]
         assert not padded[row][~there[row]].any()
-    chosen = ragged.select(lambda values: values > 4)
-    assert [chosen.values[a:b].tolist() for a, b in zip(chosen.offsets, chosen.offsets[1:], strict=False)] == [
-        [value for value in row if value > 4] for row in rows
-    ]
+    assert as_lists(ragged.select(lambda found: found > 4)) == [[value for value in row if value > 4] for row in rows]
+    assert ragged.sums(values > 4).tolist() == [sum(value > 4 for value in row) for row in rows]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted), min_size=1, max_size=8))
+def test_rows_may_share_their_values(bounds: list[list[int]]) -> None:
+    starts, stops = np.array(bounds).T
+    ragged = Ragged(starts=starts, lengths=stops - starts, values=np.arange(1, 10, dtype=np.float32))
+    rows = [list(range(start + 1, stop + 1)) for start, stop in bounds]
+    assert as_lists(ragged) == rows
+    assert as_lists(ragged.select(lambda found: found > 4)) == [[value for value in row if value > 4] for row in rows]
     assert ragged.sums(ragged.values > 4).tolist() == [sum(value > 4 for value in row) for row in rows]
+    padded, there = ragged.pad(np.arange(len(rows)), width=None)
+    assert padded.shape[1] == max(1, *(len(row) for row in rows), 1)
+    assert [padded[row][there[row]].tolist() for row in range(len(rows))] == rows
+
+
+def as_lists(ragged: Ragged[Any] | RaggedValues) -> list[list[Any]]:
+    values = ragged.values.tolist() if isinstance(ragged, Ragged) else ragged.values.to_pylist()
+    return [values[start : start + length] for start, length in zip(ragged.starts, ragged.lengths, strict=True)]
 
 
 @given(st.lists(st.none() | st.lists(st.integers(0, 9), max_size=6), max_size=8), st.integers(1, 4), st.integers(0, 8))
@@ -264,32 +279,6 @@ def test_the_last_values_of_a_list_column_are_read_from_any_slice(
 ) -> None:
     column = pa.chunked_array([pa.array(rows[:3], pa.list_(pa.int64())), pa.array(rows[3:], pa.list_(pa.int64()))])
     found = list_values(pa.table({"x": column}).slice(start), "x", kind=pa.int64(), last=last)
-    values = found.values.to_pylist()
-    assert [values[a:b] for a, b in zip(found.offsets, found.offsets[1:], strict=False)] == [
-        (row or [])[-last:] for row in rows[start:]
-    ]
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=12))
-def test_distinct_rows_are_kept_once_and_found_again(rows: list[tuple[int, int]]) -> None:
-    whole = np.array(rows, np.float32).reshape(-1, 2)
-    distinct, position = unique_rows(whole)
-    assert len(distinct) == len(set(rows))
-    np.testing.assert_array_equal(distinct[position], whole)
-
-
-def test_vectors_read_in_chunks_are_those_read_at_once() -> None:
-    rows = table().select(["vectors"])
-    whole = read_partition_vectors(rows, width=WIDTH, last=3)
-    parts = [rows.slice(0, 10), rows.slice(10, 90), rows.slice(100)]
-    joined = concatenate([read_partition_vectors(part, width=WIDTH, last=3) for part in parts])
-    every = np.arange(200)
-    np.testing.assert_array_equal(joined.pad(every)[0], whole.pad(every)[0])
-    assert len(joined.table) == len(whole.table) < 200
-
-
-def test_vectors_of_two_widths_are_not_joined() -> None:
-    rows = [pa.table({"vectors": pa.array([[1.0] * width], pa.list_(pa.float32()))}) for width in (2, 3)]
-    parts = [read_partition_vectors(row, width=width, last=1) for row, width in zip(rows, (2, 3), strict=True)]
-    with pytest.raises(DataSetError, match=r"widths \[2, 3\]"):
-        concatenate(parts)
+    assert as_lists(found) == [(row or [])[-last:] for row in rows[start:]]
+    assert len(found.values) == found.lengths.sum()
+    assert as_lists(found.last(2)) == [(row or [])[-min(last, 2) :] for row in rows[start:]]

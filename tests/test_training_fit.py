@@ -13,12 +13,16 @@ from torch import Tensor, nn
 
 from liber_feast.errors import ConfigError, DataSetError, StoreNotReady
 from liber_feast.inputs import InputShape
-from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, sample_table, without_vectors
-from training.data import Features, Samples, build_samples
+from liber_feast.offline_positions import MemoryPositions, SequencePositions
+from liber_feast.partition_vectors import read_partition_vectors
+from liber_feast.ragged import list_values
+from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, WIDTH, sample_table, without_vectors
+from training.data import Features, Samples, checked_rows, make_samples
 from training.fit import FitOptions, Progress, choose_device, fit, prepare
 
 GOLDEN = Path(__file__).parent / "golden" / "training_losses.json"
 SMALL = {"embedding_width": 8, "attention_hidden": (16,), "hidden": (32, 16)}
+WINDOWED = ("item_ids", "ratings", "times", "behavior_count", "vectors", "partition_count", "encoder_version")
 OPTIONS = FitOptions(backbone_config=SMALL, batch_size=64, epochs=2, fused_width=8, device="cpu")
 
 
@@ -60,21 +64,38 @@ class Diverging(nn.Module):
         return batch["dense"][:, 0] * 0 + self.bias - self.bias
 
 
-def samples_of(table: pa.Table, *, features: Features = "liber", chunk_rows: int = 300) -> Samples:
-    """Return the samples of a table that has their features, as the offline store would give them."""
-    return build_samples(
-        table.select(["user_id", "item_id", "rating", "event_timestamp", "behavior_id"]),
-        join=lambda rows: table.slice(rows["behavior_id"][0].as_py() and _position(rows), rows.num_rows),
-        features=features,
+def samples_of(table: pa.Table, *, features: Features = "liber") -> Samples:
+    """Return the samples of a table that has their features, as positions like those of the offline store."""
+    items = list_values(table, "item_ids", kind=pa.string(), last=None)
+    ratings = list_values(table, "ratings", kind=pa.float64(), last=None)
+    recent = SequencePositions(
+        starts=items.starts,
+        lengths=items.lengths,
+        counts=table["behavior_count"].to_numpy(),
+        item_ids=items.values,
+        ratings=ratings.values,
+        times=np.zeros(len(items.values), np.int64),
+    )
+    return make_samples(
+        table.drop_columns([name for name in WINDOWED if name in table.column_names]),
+        recent=recent,
+        memory=memory_of(table) if features == "liber" else None,
         like_above=3.0,
         user_columns=USER_COLUMNS,
         item_columns=ITEM_COLUMNS,
-        chunk_rows=chunk_rows,
     )
 
 
-def _position(rows: pa.Table) -> int:
-    return int(rows["behavior_id"][0].as_py().removeprefix("b"))
+def memory_of(table: pa.Table) -> MemoryPositions:
+    vectors = read_partition_vectors(table, width=WIDTH, last=50)
+    return MemoryPositions(
+        starts=vectors.starts,
+        lengths=vectors.lengths,
+        counts=vectors.lengths,
+        vectors=vectors.values,
+        partition_index=np.zeros(len(vectors.values), np.int64),
+        encoder_versions=table["encoder_version"].combine_chunks(),
+    )
 
 
 @cache
@@ -127,16 +148,6 @@ def test_the_spec_is_fitted_on_the_training_part_alone() -> None:
     assert prepared.spec.rating_mean == pytest.approx(ratings.mean())
 
 
-def test_samples_read_in_chunks_are_those_read_at_once() -> None:
-    chunked, whole = samples(), samples_of(sample_table(), chunk_rows=10_000)
-    assert chunked.table.equals(whole.table)
-    assert chunked.fingerprint == whole.fingerprint
-    assert chunked.encoder_version == "encoder-1"
-    every = np.arange(1_000)
-    for found, expected in zip(chunked.vectors.pad(every), whole.vectors.pad(every), strict=True):
-        np.testing.assert_array_equal(found, expected)
-
-
 def test_another_rating_is_another_fingerprint() -> None:
     table = sample_table()
     ratings = table["rating"].to_numpy().copy()
@@ -154,18 +165,6 @@ def replaced(name: str, row: int, value: object) -> pa.Table:
     )
 
 
-def test_nan_in_a_vector_is_refused() -> None:
-    table = sample_table()
-    vector = table["vectors"][900].as_py()
-    with pytest.raises(DataSetError, match="'vectors' has a value that is not finite"):
-        samples_of(replaced("vectors", 900, [float("nan"), *vector[1:]]))
-
-
-def test_vectors_that_do_not_fit_their_count_are_refused() -> None:
-    with pytest.raises(DataSetError, match="4 partitions have"):
-        samples_of(replaced("partition_count", 900, 4))
-
-
 def test_vectors_of_two_encoders_are_refused() -> None:
     with pytest.raises(DataSetError, match="2 encoder versions"):
         samples_of(replaced("encoder_version", 900, "encoder-2"))
@@ -176,17 +175,13 @@ def test_liber_features_without_a_single_vector_ask_for_materialization() -> Non
         samples_of(sample_table().slice(0, 3))
 
 
-def test_a_store_that_loses_rows_is_refused() -> None:
-    table = without_vectors(sample_table(count=20))
+def test_a_store_that_loses_or_moves_rows_is_refused() -> None:
+    asked = sample_table(count=20)
+    assert checked_rows(asked, asked) is asked
     with pytest.raises(DataSetError, match="19 rows for 20 samples"):
-        build_samples(
-            table,
-            join=lambda rows: rows.slice(1),
-            features="baseline",
-            like_above=3.0,
-            user_columns=(),
-            item_columns=(),
-        )
+        checked_rows(asked, asked.slice(1))
+    with pytest.raises(DataSetError, match="in another order"):
+        checked_rows(asked, asked.take(pa.array([1, 0, *range(2, 20)])))
 
 
 def test_one_class_in_a_part_is_refused() -> None:

@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from feast import FeatureService, FeatureStore, FeatureView
 
 from liber_feast.artifact import Artifact, RunFacts, build_backbone, load_artifact
 from liber_feast.errors import ArtifactError, ConfigError, StoreNotReady
 from liber_feast.fusion import load_fusion
 from tests.feature_repo_kit import copy_feature_repo, loaded_repo, materialized_repo
 from tests.test_training_fit import OPTIONS, SMALL, samples
+from tests.training_parts import sample_table
 from training import command
 from training.artifact import export_run, replaced_folder
 from training.backbones import backbone_reference
@@ -56,18 +58,19 @@ def exported(folder: Path, *, overwrite: bool = False) -> Artifact:
 def test_a_loaded_run_scores_as_the_fitted_one(tmp_path: Path) -> None:
     run = exported(tmp_path / "runs" / "din-liber")
     rows = np.arange(900, 1_000)
-    batch = prepared().batch(rows)
     with torch.inference_mode():
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        expected = torch.sigmoid(fitted().model(tensors)).numpy()
-    np.testing.assert_array_equal(run.score(batch), expected)
-    again = run.spec.encode(samples().table.slice(900, 100).append_column("fused", pa.array(fused_of(run, rows))))
+        expected = torch.sigmoid(fitted().model(prepared().load(torch.device("cpu")).batch(rows))).numpy()
+    listed = sample_table().slice(900, 100)
+    np.testing.assert_array_equal(run.score(run.spec.encode(listed)), expected)
+    again = run.spec.encode(listed.append_column("fused", pa.array(fused_of(run, rows))))
     np.testing.assert_allclose(run.score(again), expected, atol=1e-5)
 
 
 def fused_of(run: Artifact, rows: np.ndarray) -> list[list[float]]:
     """Return what the store would hold: each sample's vectors fused by the exported weights, without torch."""
-    vectors, sealed = samples().vectors.pad(rows)
+    memory = samples().vectors
+    assert memory is not None
+    vectors, sealed = memory.pad(rows, width=None)
     fuser = load_fusion(run.folder / "fusion")
     return fuser.fuse([vector[there] for vector, there in zip(vectors, sealed, strict=True)]).tolist()
 
@@ -203,21 +206,22 @@ def test_a_class_that_is_no_backbone_is_refused(reference: str) -> None:
 
 
 def test_samples_are_all_behaviors_with_what_was_known_strictly_before(tmp_path: Path) -> None:
-    found = load_samples(materialized_repo(tmp_path / "repo"), features="liber", chunk_rows=30)
+    found = load_samples(materialized_repo(tmp_path / "repo"), features="liber")
     rows = found.table.to_pylist()
     assert [row["event_timestamp"] for row in rows] == sorted(row["event_timestamp"] for row in rows)
-    for row in rows:
+    recent, counts = found.recent, found.vectors.lengths.tolist()
+    items = recent.item_ids.to_pylist()
+    for row, start, length, count in zip(rows, recent.starts, recent.lengths, counts, strict=True):
         before = [
             other["item_id"]
             for other in rows
             if other["user_id"] == row["user_id"] and other["event_timestamp"] < row["event_timestamp"]
         ]
         assert (row["behavior_count"] or 0) == len(before)
-        assert (row["item_ids"] or []) == before[-6:]
-        assert (row["partition_count"] or 0) <= len(before) // 4
-    counts = [row["partition_count"] or 0 for row in rows]
+        assert items[start : start + length] == before[-6:]
+        assert count <= len(before) // 4
     assert max(counts) == 3
-    assert found.vectors.rows.lengths.tolist() == counts
+    assert not {"item_ids", "vectors"} & set(found.table.column_names)
     assert found.user_columns
     assert {"title", "categories", "period"} <= set(found.item_columns)
 
@@ -253,6 +257,46 @@ def test_a_store_that_lacks_a_step_names_it(tmp_path: Path, make: Callable[[Path
     with pytest.raises(StoreNotReady, match=message) as error:
         load_samples(make(tmp_path / "repo"), features="liber")
     assert "\n" not in error.value.message
+
+
+def with_baseline(folder: Path, choose: Callable[[dict[str, FeatureView]], list[FeatureView]]) -> Path:
+    """Return a loaded repo whose service `ctr_baseline` has the views that `choose` names."""
+    repo = loaded_repo(folder)
+    store = FeatureStore(repo_path=str(repo))
+    views = {view.name: view for view in store.list_feature_views()}
+    store.apply([FeatureService(name="ctr_baseline", features=choose(views))])
+    return repo
+
+
+@pytest.mark.parametrize(
+    ("choose", "message"),
+    [
+        (lambda views: [views["user_profile"]], "'ctr_baseline': none of its views is tagged liber.stage: sequence"),
+        (
+            lambda views: [views["user_profile"].with_name("who"), views["behavior_sequence"]],
+            "view 'user_profile' under another name or key",
+        ),
+        (
+            lambda views: [views["behavior_sequence"].with_join_key_map({"user_id": "who"})],
+            "view 'behavior_sequence' under another name or key",
+        ),
+    ],
+    ids=["no sequence", "an alias", "another key"],
+)
+def test_a_service_that_training_cannot_read_is_refused(
+    tmp_path: Path, choose: Callable[[dict[str, FeatureView]], list[FeatureView]], message: str
+) -> None:
+    repo = with_baseline(tmp_path / "repo", choose)
+    with pytest.raises(ConfigError, match=message):
+        load_samples(repo, features="baseline")
+
+
+def test_a_service_of_sequences_alone_gives_samples(tmp_path: Path) -> None:
+    repo = with_baseline(tmp_path / "repo", lambda views: [views["behavior_sequence"]])
+    found = load_samples(repo, features="baseline")
+    assert (found.user_columns, found.item_columns) == ((), ())
+    assert found.recent.lengths.max() == 6
+    assert "behavior_count" in found.table.column_names
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

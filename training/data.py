@@ -1,7 +1,7 @@
 """The samples: every behavior with the features that were known just before it, and its label."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast import FeatureService, FeatureStore, FeatureView
 
 from liber_feast.behavior import (
@@ -24,42 +25,42 @@ from liber_feast.behavior import (
 )
 from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.errors import ConfigError, DataSetError, StoreNotReady
-from liber_feast.offline_read import locate, open_snapshot
-from liber_feast.partition_vectors import (
-    ONE_ENCODER,
-    REBUILD,
-    VECTORS,
-    PartitionVectors,
-    concatenate,
-    read_partition_vectors,
-)
-from liber_feast.ragged import list_values
+from liber_feast.offline_positions import MemoryPositions, SequencePositions, memory_positions, sequence_positions
+from liber_feast.offline_read import STAGE, locate, open_snapshot
+from liber_feast.partition_vectors import ONE_ENCODER
+from liber_feast.ragged import Ragged
+from liber_feast.recent_behaviors import RecentBehaviors
 from liber_feast.repo import feast_errors, open_applied_store
 
 Features = Literal["baseline", "liber"]
 
 TRAINING_SERVICE: dict[Features, str] = {"baseline": "ctr_baseline", "liber": "ctr_training"}
 SERVING_SERVICE: dict[Features, str] = {"baseline": "ctr_baseline", "liber": "ctr_serving"}
+STAGES: dict[Features, tuple[str, ...]] = {"baseline": ("sequence",), "liber": ("sequence", "vector")}
+COMPUTED_STAGES = frozenset({"sequence", "vector"})
 BEHAVIORS, USER_PROFILE, ITEM_ATTRIBUTES = "behaviors", "user_profile", "item_attributes"
-PARTITION_COUNT, ENCODER_VERSION = "partition_count", "encoder_version"
-CHUNK_ROWS = 50_000
-"""Samples joined at once; bounds the memory that the lists of vectors take before they are kept once each."""
+BEHAVIOR_COUNT = "behavior_count"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Samples:
-    """Samples in order of time. `table` holds keys, rating and features, without the partition vectors."""
+    """Samples in order of time: Q rows of `table`, and where each one's behaviors and partition vectors lie."""
 
     table: pa.Table
-    features: Features
+    """Keys, rating, `behavior_count` and the features that are one value a sample."""
+    recent: RecentBehaviors
     like_above: float
     user_columns: tuple[str, ...]
     item_columns: tuple[str, ...]
     catalog: pa.Table | None
     """The attributes of every item of the store by item_id; None: those of the samples are all."""
-    vectors: PartitionVectors | None = None
-    """With LIBER, the partition vectors of every sample."""
+    vectors: Ragged[np.float32] | None = None
+    """With LIBER, the partition vectors of every sample over (P, D) vectors."""
     encoder_version: str | None = None
+
+    @property
+    def features(self) -> Features:
+        return "baseline" if self.vectors is None else "liber"
 
     @property
     def labels(self) -> npt.NDArray[np.bool_]:
@@ -83,79 +84,126 @@ class Samples:
         return digest.hexdigest()[:16]
 
 
-def load_samples(repo: Path, *, features: Features, chunk_rows: int = CHUNK_ROWS) -> Samples:
+def load_samples(repo: Path, *, features: Features) -> Samples:
     """Return every behavior of the feature repo as a sample, with the features of its service as of its time.
+
+    The lists of the computed views are never made: of these views come the positions of each sample's values.
 
     Raises:
         StoreNotReady: no feature repo, one that was never applied, loaded or, with LIBER, materialized.
-        ConfigError: the store lacks a feature that training needs.
+        ConfigError: the store lacks a feature that training needs, or its service gives a view other names or keys.
         InvalidBehaviors: behaviors without ratings, which are the labels, or with other faults.
-        DataSetError: vectors that cannot be used.
+        DataSetError: vectors that cannot be used, or an offline store that loses rows.
     """
     store = open_applied_store(repo)
     with feast_errors(repo):
         service = store.get_feature_service(TRAINING_SERVICE[features])
+        views = _views(store, service, stages=STAGES[features])
         behaviors = _read_view(store, BEHAVIORS)
         catalog = _read_view(store, ITEM_ATTRIBUTES)
     if not behaviors.num_rows:
         raise StoreNotReady(f"{repo} holds no behaviors. Run `liber load DATA --repo {repo}`.")
     scale = _rating_scale(store)
-    checked = check_behaviors(behaviors, scale=scale, now=datetime.now(UTC), source=f"{repo}, view {BEHAVIORS!r}")
-
-    def join(rows: pa.Table) -> pa.Table:
-        with feast_errors(repo):
-            return store.get_historical_features(entity_df=rows.to_pandas(), features=service).to_arrow()
-
-    return build_samples(
-        checked.table,
-        join=join,
-        features=features,
+    asked = check_behaviors(behaviors, scale=scale, now=datetime.now(UTC), source=f"{repo}, view {BEHAVIORS!r}").table
+    with feast_errors(repo):
+        found = asked
+        if views.references:
+            found = store.get_historical_features(entity_df=asked, features=views.references).to_arrow()
+        recent = sequence_positions(store, view_name=views.computed["sequence"], entity_frame=asked)
+        memory = None
+        if features == "liber":
+            memory = memory_positions(store, view_name=views.computed["vector"], entity_frame=asked)
+    return make_samples(
+        checked_rows(asked, found),
+        recent=recent,
+        memory=memory,
         like_above=scale.like_above,
         user_columns=_feature_names(service, USER_PROFILE),
         item_columns=_feature_names(service, ITEM_ATTRIBUTES),
         catalog=_latest(catalog),
-        chunk_rows=chunk_rows,
     )
 
 
-def build_samples(
-    behaviors: pa.Table,
+def make_samples(
+    rows: pa.Table,
     *,
-    join: Callable[[pa.Table], pa.Table],
-    features: Features,
+    recent: SequencePositions,
+    memory: MemoryPositions | None,
     like_above: float,
     user_columns: Sequence[str],
     item_columns: Sequence[str],
     catalog: pa.Table | None = None,
-    chunk_rows: int = CHUNK_ROWS,
 ) -> Samples:
-    """Return `behaviors`, a canonical table, with the columns that `join` adds to each chunk of them.
+    """Return samples from `rows` (keys, rating and plain features) and the positions of what the others see.
 
     Raises:
-        DataSetError: `join` lost or moved a row, or vectors cannot be used.
-        StoreNotReady: with LIBER, no sample has a partition vector.
+        StoreNotReady: `memory` has no vector for any sample.
+        DataSetError: `memory` has vectors of several encoders.
     """
-    tables: list[pa.Table] = []
-    vectors: list[PartitionVectors] = []
-    for start in range(0, behaviors.num_rows, chunk_rows):
-        rows = behaviors.slice(start, chunk_rows)
-        joined = join(rows)
-        _check_rows(rows, joined)
-        if features == "liber":
-            vectors.append(_read_vectors(joined))
-            joined = joined.drop_columns([VECTORS])
-        tables.append(joined)
-    table = pa.concat_tables(tables, promote_options="permissive")
+    seen = pa.array(recent.counts, mask=recent.lengths == 0)
     return Samples(
-        table=table,
-        features=features,
+        table=rows.append_column(BEHAVIOR_COUNT, seen),
+        recent=RecentBehaviors(
+            starts=recent.starts,
+            lengths=recent.lengths,
+            item_ids=recent.item_ids.cast(pa.large_string()),
+            ratings=recent.ratings.cast(pa.float64()),
+        ),
         like_above=like_above,
         user_columns=tuple(user_columns),
         item_columns=tuple(item_columns),
         catalog=catalog,
-        vectors=_joined_vectors(vectors),
-        encoder_version=_encoder_version(table) if features == "liber" else None,
+        vectors=None if memory is None else _vectors(memory),
+        encoder_version=None if memory is None else _encoder_version(memory),
     )
+
+
+def checked_rows(asked: pa.Table, joined: pa.Table) -> pa.Table:
+    """Return `joined`, the answer of an offline store to the rows `asked`.
+
+    Raises:
+        DataSetError: a row is missing, or the rows are in another order.
+    """
+    if not joined[BEHAVIOR_ID].equals(asked[BEHAVIOR_ID]):
+        raise DataSetError(
+            f"the offline store answered {joined.num_rows} rows for {asked.num_rows} samples, or in another order."
+            " Set `offline_store.type: liber_feast.offline_store.LiberOfflineStore`."
+        )
+    return joined
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Views:
+    """The views of a feature service."""
+
+    references: list[str]
+    """Features that are read row by row, as `view:feature`."""
+    computed: dict[str, str]
+    """The view of each stage that comes as positions."""
+
+
+def _views(store: FeatureStore, service: FeatureService, *, stages: Sequence[str]) -> _Views:
+    stage_of = {view.name: view.tags.get(STAGE) for view in store.list_feature_views()}
+    references: list[str] = []
+    computed: dict[str, str] = {}
+    for projection in service.feature_view_projections:
+        if projection.name_alias or projection.join_key_map:
+            raise ConfigError(
+                f"feature service {service.name!r}: it has view {projection.name!r} under another name or key."
+                " Training reads views as they are defined: remove `with_name` and `with_join_key_map`."
+            )
+        stage = stage_of.get(projection.name)
+        if stage in COMPUTED_STAGES:
+            computed[stage] = projection.name
+        else:
+            references += [f"{projection.name_to_use()}:{feature.name}" for feature in projection.features]
+    missing = [stage for stage in stages if stage not in computed]
+    if missing:
+        raise ConfigError(
+            f"feature service {service.name!r}: none of its views is tagged {STAGE}: {missing[0]}. Add the view, and"
+            " run `feast apply` in the feature repo."
+        )
+    return _Views(references=references, computed=computed)
 
 
 def _read_view(store: FeatureStore, name: str) -> pa.Table:
@@ -192,44 +240,17 @@ def _latest(items: pa.Table) -> pa.Table:
     return ordered.filter(pa.array(np.append(ids[1:] != ids[:-1], [True] * bool(len(ids)))))
 
 
-def _check_rows(asked: pa.Table, joined: pa.Table) -> None:
-    if joined.num_rows != asked.num_rows or joined[BEHAVIOR_ID].to_pylist() != asked[BEHAVIOR_ID].to_pylist():
-        raise DataSetError(
-            f"the offline store answered {joined.num_rows} rows for {asked.num_rows} samples, or in another order."
-            " Set `offline_store.type: liber_feast.offline_store.LiberOfflineStore`."
-        )
-
-
-def _read_vectors(rows: pa.Table) -> PartitionVectors:
-    """Return the vectors of a chunk; their width is that of the first row that has some."""
-    lengths = list_values(rows, VECTORS, kind=pa.float32(), last=None).lengths
-    counts = np.nan_to_num(rows[PARTITION_COUNT].cast(pa.float64()).to_numpy(zero_copy_only=False)).astype(np.int64)
-    filled = np.flatnonzero(counts > 0)
-    width = int(lengths[filled[0]] // counts[filled[0]]) if len(filled) else 0
-    wrong = np.flatnonzero(lengths != counts * width)
-    if len(wrong):
-        row = int(wrong[0])
-        raise DataSetError(
-            f"long_term_memory: {int(counts[row])} partitions have {int(lengths[row])} floats in `{VECTORS}`, where"
-            f" {int(counts[row]) * width} were expected. {REBUILD}"
-        )
-    return read_partition_vectors(rows, width=max(width, 1), last=int(counts.max(initial=1)))
-
-
-def _joined_vectors(parts: Sequence[PartitionVectors]) -> PartitionVectors | None:
-    if not parts:
-        return None
-    vectors = concatenate(parts)
-    if not len(vectors.table):
+def _vectors(memory: MemoryPositions) -> Ragged[np.float32]:
+    if not len(memory.vectors):
         raise StoreNotReady(
             "long_term_memory holds no vector for any sample. Run `feast materialize START END` in the feature repo;"
             " if it says that vectors wait for the encoder, load more behaviors."
         )
-    return vectors
+    return Ragged(starts=memory.starts, lengths=memory.lengths, values=memory.vectors)
 
 
-def _encoder_version(table: pa.Table) -> str:
-    versions = sorted({found for found in table[ENCODER_VERSION].unique().to_pylist() if found})
+def _encoder_version(memory: MemoryPositions) -> str:
+    versions = sorted(pc.drop_null(pc.unique(memory.encoder_versions)).to_pylist())
     if len(versions) != 1:
         raise DataSetError(
             f"long_term_memory holds vectors of {len(versions)} encoder versions ({', '.join(versions)}), which"

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from liber_feast.artifact import build_backbone, to_tensors
+from liber_feast.artifact import build_backbone
 from liber_feast.errors import ConfigError
-from liber_feast.inputs import Batch, EncodedItems, EncodedUsers, InputSpec
+from liber_feast.inputs import EncodedItems, EncodedUsers, InputSpec
+from training.batches import SampleBatches
 from training.data import Samples
 from training.fit_inputs import InputOptions, fit_inputs
 from training.metrics import Quality, quality
@@ -74,8 +75,9 @@ class Prepared:
     labels: npt.NDArray[np.bool_]
     split: Split
 
-    def batch(self, rows: npt.NDArray[np.int64]) -> Batch:
-        return self.spec.batch(self.users, items=self.items, user_rows=rows, item_rows=rows)
+    def load(self, device: torch.device) -> SampleBatches:
+        """Load the samples onto `device`, where their batches are made."""
+        return SampleBatches(self.spec, users=self.users, items=self.items, labels=self.labels, device=device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -112,14 +114,14 @@ def prepare(samples: Samples, *, options: FitOptions) -> Prepared:
             like_above=samples.like_above,
             sequence_length=options.sequence_length,
             user_id=options.user_id,
-            memory_width=0 if vectors is None else vectors.table.shape[1],
+            memory_width=0 if vectors is None else vectors.values.shape[1],
             fused_width=0 if vectors is None else options.fused_width,
-            max_partitions=1 if vectors is None else int(vectors.rows.lengths.max()),
+            max_partitions=1 if vectors is None else int(vectors.lengths.max()),
         ),
     )
     return Prepared(
         spec=spec,
-        users=spec.encode_users(samples.table, vectors=vectors),
+        users=spec.encode_users(samples.table, recent=samples.recent, vectors=vectors),
         items=spec.encode_items(samples.table),
         labels=samples.labels,
         split=split,
@@ -142,27 +144,27 @@ def _fit(prepared: Prepared, *, options: FitOptions, on_step: Callable[[Progress
     torch.manual_seed(options.seed)
     model = build_backbone(options.backbone, shape=prepared.spec.shape, config=options.backbone_config).to(device)
     optimizer = make_optimizer(model, options=options)
-    part = prepared.split
+    samples, part = prepared.load(device), prepared.split
     per_epoch = -(-len(part.train) // options.batch_size)
     looks = {per_epoch * look // options.looks_per_epoch for look in range(1, options.looks_per_epoch + 1)}
     best, step = Best(), 0
     for step, rows in enumerate(batches(part.train, options=options), start=1):
-        loss = take_step(model, optimizer=optimizer, prepared=prepared, rows=rows, device=device)
+        loss = take_step(model, optimizer=optimizer, samples=samples, rows=rows)
         seen = None
         if (step - 1) % per_epoch + 1 in looks:
-            seen = evaluate(model, prepared, rows=part.validation, device=device)
+            seen = evaluate(model, samples, rows=part.validation)
             best.look(seen, step=step, model=model)
         on_step(Progress(step=step, step_count=per_epoch * options.epochs, loss=loss, validation=seen))
         if best.waited >= options.patience:
             break
     model.load_state_dict(best.weights)
-    model = model.cpu().eval()
+    test = evaluate(model, samples, rows=part.test)
     return FittedRun(
-        model=model,
+        model=model.cpu(),
         spec=prepared.spec,
         split=part,
         validation=best.quality,
-        test=evaluate(model, prepared, rows=part.test, device=torch.device("cpu")),
+        test=test,
         best_epoch=best.step / per_epoch,
         epochs=step / per_epoch,
         seconds=time.perf_counter() - started,
@@ -237,9 +239,8 @@ def take_step(
     model: nn.Module,
     *,
     optimizer: torch.optim.Optimizer,
-    prepared: Prepared,
+    samples: SampleBatches,
     rows: npt.NDArray[np.int64],
-    device: torch.device,
 ) -> Tensor:
     """Take one step on `rows` and return its loss, detached.
 
@@ -247,8 +248,7 @@ def take_step(
         ConfigError: the loss is not finite.
     """
     model.train()
-    liked = torch.from_numpy(prepared.labels[rows].astype(np.float32)).to(device)
-    loss = F.binary_cross_entropy_with_logits(model(to_tensors(prepared.batch(rows), device=device)), liked)
+    loss = F.binary_cross_entropy_with_logits(model(samples.batch(rows)), samples.labels(rows))
     if not torch.isfinite(loss):
         raise ConfigError("the loss is not finite: the learning rate is too high for this backbone. Lower it.")
     optimizer.zero_grad()
@@ -257,12 +257,12 @@ def take_step(
     return loss.detach()
 
 
-def evaluate(model: nn.Module, prepared: Prepared, *, rows: npt.NDArray[np.int64], device: torch.device) -> Quality:
-    """Return the quality of the model's logits for `rows`."""
+def evaluate(model: nn.Module, samples: SampleBatches, *, rows: npt.NDArray[np.int64]) -> Quality:
+    """Return the quality of the model's logits for `rows`; leaves the model in evaluation mode."""
     model.eval()
     with torch.inference_mode():
         parts = [
-            model(to_tensors(prepared.batch(rows[start : start + SCORING_ROWS]), device=device)).float().cpu().numpy()
+            model(samples.batch(rows[start : start + SCORING_ROWS])).float()
             for start in range(0, len(rows), SCORING_ROWS)
         ]
-    return quality(prepared.labels[rows], logits=np.concatenate(parts))
+    return quality(samples.labels(rows).cpu().numpy() > 0, logits=torch.cat(parts).cpu().numpy())

@@ -4,7 +4,7 @@ Shape suffixes: R rows, Q samples of the data set, B samples of the batch, W wid
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,20 @@ from torch import Tensor
 
 from liber_feast.errors import DataSetError
 
-if TYPE_CHECKING:
-    from liber_feast.offline_positions import WindowPositions
-
 INDEX_LIMIT = int(np.iinfo(np.int32).max)
 """Rows a table may have: positions are int32, half the memory of int64."""
 BLOCK_ROWS = 1 << 18
 """Rows copied at once; Arrow's arrays are read-only, which torch takes only as a copy."""
+
+
+class Windows(Protocol):
+    """Window q is `values[starts[q]:starts[q] + lengths[q]]`: positions of the offline store, or ragged rows."""
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -34,11 +41,7 @@ class WindowTable:
         Window b is the rows `starts_B[b]` to `starts_B[b] + lengths_B[b]`; of a longer one the last `width` are kept.
         Starts and lengths are integers of one type on the table's device, and windows lie within the table.
         """
-        kept_B = lengths_B.clamp(max=width)
-        first_B = starts_B + lengths_B - kept_B
-        steps_W = torch.arange(width, dtype=starts_B.dtype, device=starts_B.device)
-        there_BW = steps_W < kept_B[:, None]
-        index_BW = torch.where(there_BW, first_B[:, None] + steps_W, len(self.rows) - 1)
+        index_BW, there_BW = window_index(starts_B, lengths_B, width=width, padding=len(self.rows) - 1)
         values = self.rows.index_select(0, index_BW.view(-1))
         return values.view(*index_BW.shape, *self.rows.shape[1:]), there_BW
 
@@ -54,6 +57,18 @@ class SampleWindows:
     def gather(self, samples_B: Tensor, *, width: int) -> tuple[Tensor, Tensor]:
         """Return the windows of `samples_B`, numbers of samples on the table's device, as `WindowTable.gather`."""
         return self.table.gather(self.starts_Q[samples_B], self.lengths_Q[samples_B], width=width)
+
+
+def window_index(starts_B: Tensor, lengths_B: Tensor, *, width: int, padding: int) -> tuple[Tensor, Tensor]:
+    """Return the rows of windows as (B, width), `padding` at their ends, and (B, width) bool where a row is.
+
+    Of a window longer than `width` the last rows are kept.
+    """
+    kept_B = lengths_B.clamp(max=width)
+    first_B = starts_B + lengths_B - kept_B
+    steps_W = torch.arange(width, dtype=starts_B.dtype, device=starts_B.device)
+    there_BW = steps_W < kept_B[:, None]
+    return torch.where(there_BW, first_B[:, None] + steps_W, padding), there_BW
 
 
 def load_table(values: npt.NDArray[Any], *, device: torch.device) -> WindowTable:
@@ -74,20 +89,20 @@ def load_table(values: npt.NDArray[Any], *, device: torch.device) -> WindowTable
     return WindowTable(rows=rows)
 
 
-def load_windows(positions: "WindowPositions", values: npt.NDArray[Any], *, device: torch.device) -> SampleWindows:
+def load_windows(windows: Windows, values: npt.NDArray[Any], *, device: torch.device) -> SampleWindows:
     """Copy the windows of Q samples and the `values` (R, ...) they refer to onto `device`.
 
-    `values` has one row for each value of `positions`: its `vectors`, its `times`, or what the caller looked up for
-    its `item_ids`.
+    `values` has one row for each value that the windows are over: the `vectors` or `times` of positions, or what the
+    caller looked up for their `item_ids`.
 
     Raises:
         DataSetError: a window ends after the last of `values`, or there are too many of these.
     """
-    stop = int((positions.starts + positions.lengths).max(initial=0))
+    stop = int((windows.starts + windows.lengths).max(initial=0))
     if stop > len(values):
         raise DataSetError(f"the windows reach row {stop}, but there are values for {len(values)} rows only.")
     return SampleWindows(
         table=load_table(values, device=device),
-        starts_Q=torch.from_numpy(positions.starts.astype(np.int32)).to(device),
-        lengths_Q=torch.from_numpy(positions.lengths.astype(np.int32)).to(device),
+        starts_Q=torch.from_numpy(windows.starts.astype(np.int32)).to(device),
+        lengths_Q=torch.from_numpy(windows.lengths.astype(np.int32)).to(device),
     )

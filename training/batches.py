@@ -1,0 +1,91 @@
+"""The batches of a fit, made on its device from tensors that are loaded onto it once.
+
+A batch costs one small copy, the numbers of its samples; what repeats from sample to sample (the behaviors of a user,
+the vectors of their partitions, the fields of an item) lies on the device once and is gathered there.
+
+Shape suffixes: B samples of the batch, Q samples in all, N recent behaviors, T code slots, V numbers.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from liber_feast.inputs import EncodedItems, EncodedUsers, InputSpec
+from training.windows import load_table, load_windows, window_index
+
+
+class SampleBatches:
+    """Encoded samples on a device; batches equal `to_tensors(spec.batch(...))` of the same samples."""
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        *,
+        users: EncodedUsers,
+        items: EncodedItems,
+        labels: npt.NDArray[np.bool_],
+        device: torch.device,
+    ) -> None:
+        """Load Q samples onto `device`: sample q is row q of `users`, `items` and `labels`.
+
+        Raises:
+            DataSetError: there are more behaviors or partitions than positions can name.
+        """
+        self.device = device
+        self._width = spec.sequence_length
+        fields = {
+            "user_codes": users.codes,
+            "user_numbers": users.numbers,
+            "item_codes": items.codes,
+            "item_numbers": items.numbers,
+            "dense": users.dense,
+        }
+        self._fields = {name: torch.from_numpy(values).to(device) for name, values in fields.items()}
+        self._labels = torch.from_numpy(labels.astype(np.float32)).to(device)
+        self._item_codes, self._item_numbers = (
+            torch.from_numpy(values).to(device) for values in (spec.items.codes, spec.items.numbers)
+        )
+        self._history = load_windows(users.history, users.history.values, device=device)
+        self._rating, self._liked = (
+            load_table(values, device=device).rows
+            for values in (spec.standard_ratings(users.ratings.values), spec.liked(users.ratings.values))
+        )
+        self._vectors = (
+            None if users.vectors is None else load_windows(users.vectors, users.vectors.values, device=device)
+        )
+        # With the CPU too: the width of a batch is known without waiting for the device.
+        self._partition_counts = None if users.vectors is None else users.vectors.lengths
+
+    def batch(self, samples_B: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return the tensors of a backbone's batch, as `liber_feast.inputs` lists them."""
+        chosen_B = torch.from_numpy(samples_B).to(self.device, non_blocking=True)
+        tensors = {name: values.index_select(0, chosen_B) for name, values in self._fields.items()}
+        tensors |= self._recent(chosen_B)
+        if self._vectors is not None and self._partition_counts is not None:
+            width = max(int(self._partition_counts[samples_B].max(initial=0)), 1)
+            tensors["vectors"], tensors["sealed"] = self._vectors.gather(chosen_B, width=width)
+        return tensors
+
+    def labels(self, samples_B: npt.NDArray[np.int64]) -> Tensor:
+        """Return (B,) float32, 1 where the sample is a like."""
+        return self._labels.index_select(0, torch.from_numpy(samples_B).to(self.device, non_blocking=True))
+
+    def _recent(self, chosen_B: Tensor) -> dict[str, Tensor]:
+        history = self._history
+        index_BN, there_BN = window_index(
+            history.starts_Q[chosen_B],
+            history.lengths_Q[chosen_B],
+            width=self._width,
+            padding=len(history.table.rows) - 1,
+        )
+        places = index_BN.view(-1)
+        rows = history.table.rows.index_select(0, places)
+        shape_BN = index_BN.shape
+        return {
+            "history_codes": self._item_codes.index_select(0, rows).view(*shape_BN, *self._item_codes.shape[1:]),
+            "history_numbers": self._item_numbers.index_select(0, rows).view(*shape_BN, *self._item_numbers.shape[1:]),
+            "history_mask": there_BN,
+            "history_liked": self._liked.index_select(0, places).view(shape_BN),
+            "history_rating": self._rating.index_select(0, places).view(shape_BN),
+        }
