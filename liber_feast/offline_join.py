@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from liber_feast.behavior import BEHAVIOR_ID, ITEM, RATING, behavior_ids
-from liber_feast.errors import ConfigError, InvalidBehaviors
+from liber_feast.errors import ConfigError, DataSetError, InvalidBehaviors, one_line
 from liber_feast.gather import concat_windows, gather, gather_windows, one_array
 from liber_feast.offline_candidates import Candidates, ViewRequest, find_candidates
 from liber_feast.offline_entities import EntityRows, join_keys
 from liber_feast.offline_read import STAGE, Snapshot
+from liber_feast.partition_vectors import REBUILD
 from liber_feast.pit import NO_ROW, Ints, Windows, as_of, last_visible, order_by, rescale
 
 SEQUENCE_SOURCES = {"item_ids": ITEM, "ratings": RATING}
@@ -49,7 +50,8 @@ def join_view(
 
     Raises:
         ConfigError: a column is missing, of a wrong type, or its key cannot be compared with the entity frame's.
-        InvalidBehaviors: the behaviors of a sequence view have null ids.
+        InvalidBehaviors: the behaviors of a sequence view have null ids or items.
+        DataSetError: a partition of a vector view has a vector but no index or no encoder version.
     """
     stage = request.view.tags.get(STAGE)
     if stage == "sequence":
@@ -81,16 +83,18 @@ def _latest(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot) -> li
 def sequence_windows(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, length: int) -> ViewWindows:
     """Return the last `length` behaviors strictly before each entity row's time, oldest first.
 
-    `columns` has the sources of the wanted features.
+    `columns` has the sources of the wanted features. A null rating stays one.
 
     Raises:
         ConfigError: as `join_view`.
-        InvalidBehaviors: the behaviors have null ids.
+        InvalidBehaviors: the behaviors have null ids, or null items and these are needed.
     """
     names = {name: snapshot.column(SEQUENCE_SOURCES[name]) for name in request.features if name in SEQUENCE_SOURCES}
     id_column = snapshot.find(BEHAVIOR_ID)
     tie_breaker = id_column or snapshot.column(ITEM)
     found = find_candidates(request, rows=rows, snapshot=snapshot, columns=[*names.values(), tie_breaker])
+    for name in {tie_breaker, names.get("item_ids", tie_breaker)}:
+        _refuse_unnamed(found, column=name, owner=snapshot.location.owner)
     seen, times = found.visibility(strict=True, cut_by_created=request.cut_by_created)
     windows = last_visible(
         found.groups,
@@ -109,17 +113,22 @@ def vector_windows(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot
 
     Of a partition encoded more than once the newest vector counts, and of a user whose vectors are of several
     encoder versions those of the version of the newest vector among the visible ones: versions do not mix.
+    A row without a vector counts as not there.
     `columns` has `vector`, `partition_index` and `encoder_version`.
 
     Raises:
-        ConfigError: as `join_view`.
+        ConfigError: as `join_view`, or the vectors are no lists, the indexes no integers.
+        DataSetError: a vector's partition index or encoder version is null.
     """
     names = {name: snapshot.column(name) for name in ("vector", "partition_index", "encoder_version")}
     vector, index, version = names.values()
+    _check_partition_types(snapshot, vector=vector, index=index)
     found = find_candidates(request, rows=rows, snapshot=snapshot, columns=[vector, index, version], filled=vector)
+    for name in (index, version):
+        _refuse_nulls(found.take(name), name=name, owner=snapshot.location.owner)
     seen, times = found.visibility(strict=False, cut_by_created=request.cut_by_created)
     created = np.zeros(len(found.times), np.int64) if found.created is None else found.created
-    versions = found.take(version).dictionary_encode(null_encoding="encode")
+    versions = found.take(version).dictionary_encode()
     codes = versions.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     groups = found.groups * max(len(versions.dictionary), 1) + codes
     newest = as_of(found.groups, created, query_groups=found.query_groups, query_times=times, visible_from=seen)
@@ -200,15 +209,49 @@ def _behavior_order(found: Candidates, *, request: ViewRequest, snapshot: Snapsh
     return _first_of_each(order, found.groups, codes=codes)
 
 
-def _given_ids(found: Candidates, *, id_column: str, owner: str) -> pa.Array:
-    ids = found.take(id_column).cast(pa.string())
-    if ids.null_count:
-        raise InvalidBehaviors(
-            f"{owner}: column {id_column!r} is null in {ids.null_count} rows. Behaviors need every value.",
-            column=id_column,
-            row_count=ids.null_count,
+def _check_partition_types(snapshot: Snapshot, *, vector: str, index: str) -> None:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    kind, number = snapshot.kind(vector), snapshot.kind(index)
+    for name, fits, needed in (
+        (vector, any(test(kind) for test in lists), "a list of floats"),
+        (index, pa.types.is_integer(number) and number != pa.uint64(), "an integer of at most 63 bits"),
+    ):
+        if not fits:
+            raise ConfigError(
+                f"{snapshot.location.owner}: column {name!r} has type {snapshot.kind(name)}; it must be {needed}."
+                " Cast the column and write it again."
+            )
+
+
+def _refuse_nulls(values: pa.Array, *, name: str, owner: str) -> None:
+    if values.null_count:
+        raise DataSetError(
+            f"{owner}: column {name!r} is null in {values.null_count} rows that have a vector. {REBUILD}"
         )
-    return ids
+
+
+def _refuse_unnamed(found: Candidates, *, column: str, owner: str) -> None:
+    """Raise InvalidBehaviors where a candidate's id or item is null."""
+    if not found.table.column(column).null_count:
+        return
+    count = found.take(column).null_count
+    if count:
+        raise InvalidBehaviors(
+            f"{owner}: column {column!r} is null in {count} rows. Behaviors need every value.",
+            column=column,
+            row_count=count,
+        )
+
+
+def _given_ids(found: Candidates, *, id_column: str, owner: str) -> pa.Array:
+    ids = found.take(id_column)
+    try:
+        return ids.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError(
+            f"{owner}: column {id_column!r} has type {ids.type}, whose values make no ids: {one_line(error)}."
+            " Write the ids as texts or integers."
+        ) from error
 
 
 def _hashed_ids(found: Candidates, *, key: str, item: str, positions: Ints) -> pa.Array:

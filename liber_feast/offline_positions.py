@@ -32,9 +32,9 @@ class WindowPositions:
     """Window q, oldest first, is `values[starts[q]:starts[q] + lengths[q]]` of every array of values.
 
     All three are int64 (Q,), one per entity row in the frame's order, and 0 where nothing is visible. The values hold
-    a source row once, and only if some window holds it. Should the rows of one user become visible in another order
-    than their own (a partition sealed late, or encoded again with a later time), windows are no slices of one
-    order: then every window of the frame has rows of its own, and a source row is there once per window that holds it.
+    a source row only if some window holds it, and then once. Where the rows of a user become visible in another order
+    than their own (a partition sealed late, or encoded again with a later time), that user's windows are no slices
+    of one order: each has rows of its own, and a source row is there once per window that holds it.
     """
 
     starts: Ints
@@ -76,7 +76,7 @@ def sequence_positions(
         StoreNotReady: there is no such view, or nothing at its source.
         ConfigError: the view is not tagged `liber.stage: sequence`, the offline store is not ours, or the view and the
             frame cannot be joined.
-        InvalidBehaviors: behaviors have null ids.
+        InvalidBehaviors: behaviors have null ids or items.
     """
     view = _view(store, view_name, stage="sequence")
     seen = sequence_windows(
@@ -103,7 +103,8 @@ def memory_positions(store: FeatureStore, *, view_name: str, entity_frame: pd.Da
         StoreNotReady: there is no such view, or nothing at its source.
         ConfigError: the view is not tagged `liber.stage: vector`, the offline store is not ours, or the view and the
             frame cannot be joined.
-        DataSetError: vectors of several widths, or with nulls or values that are not finite.
+        DataSetError: vectors of several widths, or with nulls or values that are not finite, or partitions without an
+            index or an encoder version.
     """
     view = _view(store, view_name, stage="vector")
     seen = vector_windows(

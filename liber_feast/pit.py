@@ -56,6 +56,13 @@ class Windows:
             counts=np.where(gone, 0, self.counts),
         )
 
+    def replaced(self, places: Flags, others: "Windows") -> "Windows":
+        """Return the windows with those at `places` exchanged for the `others`, whose rows follow these rows."""
+        starts, stops, counts = self.starts.copy(), self.stops.copy(), self.counts.copy()
+        starts[places], stops[places] = others.starts + len(self.rows), others.stops + len(self.rows)
+        counts[places] = others.counts
+        return Windows(rows=np.concatenate([self.rows, others.rows]), starts=starts, stops=stops, counts=counts)
+
 
 def rescale(times: Ints, *, source: str, target: str, up: bool = False) -> Ints:
     """Return `times` in another unit: floored (or with `up` ceiled) into a coarser, saturated into a finer one."""
@@ -120,30 +127,42 @@ def last_visible(
 
     `order` has the positions of the rows that take part, by (group, the order within the group); `visible_from` is
     one time per row. Rows of one group and label, adjacent in `order`, replace each other: the last visible counts.
+
+    Where the rows of a group become visible in their order, its windows are slices of that order. The windows of
+    the other groups follow with rows of their own: only there is a row repeated, once per window that holds it.
     """
-    rows = order if labels is None else _without_replaced(groups, order=order, visible_from=visible_from, labels=labels)
-    plain = rows is not None
-    rows = order if rows is None else rows
-    row_groups, seen = groups[rows], visible_from[rows]
-    same_group = row_groups[1:] == row_groups[:-1]
-    if plain and len(rows) and not (same_group & (seen[1:] < seen[:-1])).any():
-        keys, wanted = _composite(row_groups, seen, query_groups=query_groups, query_times=query_times)
-        stops = np.searchsorted(keys, wanted, side="right")
-        group_starts = np.maximum.accumulate(np.where(np.append(False, same_group), 0, np.arange(len(rows))))
-        found = (stops > 0) & (row_groups[stops - 1] == query_groups) & (query_groups >= 0)
-        counts = np.where(found, stops - group_starts[stops - 1], 0)
-        return Windows(rows=rows, starts=stops - np.minimum(counts, length), stops=stops, counts=counts)
-    return _scattered(
-        rows,
-        seen=seen,
-        bounds=(
-            np.searchsorted(row_groups, query_groups, side="left"),
-            np.searchsorted(row_groups, query_groups, side="right"),
-        ),
+    is_last = np.ones(len(order), bool)
+    if labels is not None:
+        is_last[:-1] = (np.diff(groups[order]) != 0) | (np.diff(labels[order]) != 0)
+    late = _late_groups(groups[order], seen=visible_from[order], is_last=is_last)
+    rows, kept = order[:0], order if labels is None else order[is_last]
+    is_late = np.zeros(len(query_groups), bool)
+    if len(late):
+        rows, kept = order[np.isin(groups[order], late)], kept[np.isin(groups[kept], late, invert=True)]
+        is_late = np.isin(query_groups, late)
+    plain = _sliced(
+        kept,
+        groups=groups[kept],
+        seen=visible_from[kept],
+        query_groups=np.where(is_late, -1, query_groups),
         query_times=query_times,
+        length=length,
+    )
+    if not is_late.any():
+        return plain
+    wanted = query_groups[is_late]
+    scattered = _scattered(
+        rows,
+        seen=visible_from[rows],
+        bounds=(
+            np.searchsorted(groups[rows], wanted, side="left"),
+            np.searchsorted(groups[rows], wanted, side="right"),
+        ),
+        query_times=query_times[is_late],
         length=length,
         labels=None if labels is None else labels[rows],
     )
+    return plain.replaced(is_late, scattered)
 
 
 def order_by(groups: Ints, times: Ints) -> Ints:
@@ -233,15 +252,33 @@ def _composite(groups: Ints, seen: Ints, *, query_groups: Ints, query_times: Int
     return row_keys, query_groups * size + np.searchsorted(levels, query_times, side="right")
 
 
-def _without_replaced(groups: Ints, *, order: Ints, visible_from: Ints, labels: Ints) -> Ints | None:
-    """Return `order` with the last row of each (group, label) alone, or None where an earlier one shows sooner."""
-    group, label, seen = groups[order], labels[order], visible_from[order]
-    is_last = np.ones(len(order), bool)
-    is_last[:-1] = (group[1:] != group[:-1]) | (label[1:] != label[:-1])
-    replacing = np.searchsorted(np.flatnonzero(is_last), np.arange(len(order)))
-    if (seen[is_last][replacing] > seen).any():
-        return None
-    return order[is_last]
+def _late_groups(groups: Ints, *, seen: Ints, is_last: Flags) -> Ints:
+    """Return the groups, each once, where a row shows before one ahead of it or before the one that replaces it.
+
+    `is_last` marks in each run of rows that replace each other the one that stays.
+    """
+    kept_groups, kept_seen = groups[is_last], seen[is_last]
+    overtakes = (kept_groups[1:] == kept_groups[:-1]) & (kept_seen[1:] < kept_seen[:-1])
+    late = kept_groups[1:][overtakes]
+    if not is_last.all():
+        gone = np.flatnonzero(~is_last)
+        replacing = np.searchsorted(np.flatnonzero(is_last), gone)
+        late = np.append(late, groups[gone][kept_seen[replacing] > seen[gone]])
+    return np.unique(late)
+
+
+def _sliced(rows: Ints, *, groups: Ints, seen: Ints, query_groups: Ints, query_times: Ints, length: int) -> Windows:
+    """Find windows as slices of `rows`, which are by (group, time): what is visible is the start of its group."""
+    if not len(rows):
+        nothing: Ints = np.zeros(len(query_groups), np.int64)
+        return Windows(rows=rows, starts=nothing, stops=nothing, counts=nothing)
+    keys, wanted = _composite(groups, seen, query_groups=query_groups, query_times=query_times)
+    stops = np.searchsorted(keys, wanted, side="right")
+    is_first = np.append(True, groups[1:] != groups[:-1])
+    group_starts = np.maximum.accumulate(np.where(is_first, np.arange(len(rows)), 0))
+    found = (stops > 0) & (groups[stops - 1] == query_groups) & (query_groups >= 0)
+    counts = np.where(found, stops - group_starts[stops - 1], 0)
+    return Windows(rows=rows, starts=stops - np.minimum(counts, length), stops=stops, counts=counts)
 
 
 def _scattered(

@@ -29,6 +29,7 @@ from tests.stage_parts import (
     write_behaviors,
     write_vectors,
 )
+from tests.test_offline_stages import BROKEN_PARTITIONS, write_partitions
 
 SEQUENCE_FEATURES = ("item_ids", "ratings", "times", "behavior_count")
 MEMORY_FEATURES = ("vectors", "partition_count", "encoder_version")
@@ -172,6 +173,21 @@ def test_partitions_sealed_in_order_are_there_once(store: FeatureStore, repo: Pa
     assert found.partition_index.tolist() == [*range(6), *range(6)]
 
 
+def test_a_partition_sealed_late_repeats_the_partitions_of_its_user_alone(store: FeatureStore, repo: Path) -> None:
+    sealed = [
+        Encoded(user_id=key, index=index, value=float(index), version="v1", time=time, created=9)
+        for key, seals in (("a", [0, 1, 2, 3]), ("b", [0, 2, 1, 3]), ("c", [1, 2, 3, 4]))
+        for index, time in enumerate(seals)
+    ]
+    write_vectors(repo, sealed)
+    frame = frame_of([(key, time) for time in range(6) for key in "abc"])
+    found = memory_positions(store, view_name="long_term_memory", entity_frame=frame)
+    assert memories_of(found) == expanded(store, frame, "long_term_memory", MEMORY_FEATURES)
+    own = found.lengths.reshape(-1, 3)[:, 1].sum()
+    assert found.partition_index[:8].tolist() == [*range(4), *range(4)]
+    assert len(found.vectors) == 8 + own
+
+
 @pytest.mark.parametrize("unit", ["us", "ns"])
 def test_an_arrow_frame_gives_what_the_pandas_frame_gives(store: FeatureStore, repo: Path, unit: str) -> None:
     write_behaviors(repo, [Rated(user_id="a", item_id="i", rating=1.0, time=1, behavior_id="0")])
@@ -267,6 +283,23 @@ def test_vectors_of_another_encoder_that_no_sample_sees_do_not_matter(store: Fea
     write_two_vectors(repo, [[1.0], [2.0, 3.0]], versions=("old", "new"))
     found = memory_positions(store, view_name="long_term_memory", entity_frame=frame_of([("a", 5)]))
     assert (found.vectors.tolist(), found.encoder_versions.to_pylist()) == ([[2.0, 3.0]], ["new"])
+
+
+@pytest.mark.parametrize(("broken", "error", "message"), BROKEN_PARTITIONS)
+def test_partitions_that_cannot_be_told_apart_are_refused(
+    store: FeatureStore, repo: Path, broken: dict[str, pa.Array], error: type[LiberError], message: str
+) -> None:
+    write_partitions(repo, **broken)
+    with pytest.raises(error, match=f"^feature view 'long_term_memory': {message}") as caught:
+        memory_positions(store, view_name="long_term_memory", entity_frame=frame_of([("a", 5)]))
+    assert "\n" not in str(caught.value)
+
+
+def test_null_items_are_refused(store: FeatureStore, repo: Path) -> None:
+    columns = {"item_id": ["i", None], "rating": [1.0, 2.0], "behavior_id": ["0", "1"]}
+    write_parquet(repo / "behaviors.parquet", {"user_id": ["a", "a"], "event_timestamp": times([0, 1]), **columns})
+    with pytest.raises(InvalidBehaviors, match="^feature view 'behavior_sequence': column 'item_id' is null in 1 rows"):
+        sequence_positions(store, view_name="behavior_sequence", entity_frame=frame_of([("a", 2)]))
 
 
 def test_null_behavior_ids_are_refused(store: FeatureStore, repo: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liber_feast.behavior import behavior_ids
-from liber_feast.errors import ConfigError, InvalidBehaviors
+from liber_feast.errors import ConfigError, DataSetError, InvalidBehaviors, LiberError
 from liber_feast.offline_join import StageLimits
 from liber_feast.offline_store import stage_limits
 from tests.offline_repo import open_store, rows_of, second, times, write_parquet
@@ -230,6 +230,63 @@ def test_the_lists_are_of_the_declared_types(store: FeatureStore, repo: Path) ->
     ]
 
 
+BROKEN_PARTITIONS = [
+    pytest.param(broken, error, message, id=message.split(";")[0])
+    for broken, error, message in (
+        (
+            {"partition_index": pa.array([0, None])},
+            DataSetError,
+            "column 'partition_index' is null in 1 rows that have",
+        ),
+        (
+            {"encoder_version": pa.array([None, None], pa.string())},
+            DataSetError,
+            "column 'encoder_version' is null in 2",
+        ),
+        (
+            {"partition_index": pa.array(["0", "1"])},
+            ConfigError,
+            "column 'partition_index' has type string; it must be",
+        ),
+        (
+            {"partition_index": pa.array([0.0, 1.0])},
+            ConfigError,
+            "column 'partition_index' has type double; it must be",
+        ),
+        ({"vector": pa.array([1.0, 2.0])}, ConfigError, "column 'vector' has type double; it must be a list of floats"),
+    )
+]
+
+
+def write_partitions(repo: Path, **columns: pa.Array) -> None:
+    """Two partitions of user a, sealed at seconds 0 and 1, with some columns exchanged."""
+    good = {
+        "user_id": ["a", "a"],
+        "partition_index": [0, 1],
+        "vector": pa.array([[1.0], [2.0]], pa.list_(pa.float32())),
+        "encoder_version": ["v1", "v1"],
+        "event_timestamp": times([0, 1]),
+        "created_timestamp": times([0, 1]),
+    }
+    write_parquet(repo / "vectors.parquet", good | columns)
+
+
+@pytest.mark.parametrize(("broken", "error", "message"), BROKEN_PARTITIONS)
+def test_partitions_that_cannot_be_told_apart_are_refused(
+    store: FeatureStore, repo: Path, broken: dict[str, pa.Array], error: type[LiberError], message: str
+) -> None:
+    write_partitions(repo, **broken)
+    with pytest.raises(error, match=f"^feature view 'long_term_memory': {message}") as caught:
+        rows_of(store, frame_of([("a", 5)]), VECTORS)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_partition_without_a_vector_needs_no_index_or_version(store: FeatureStore, repo: Path) -> None:
+    vector = pa.array([[1.0], None], pa.list_(pa.float32()))
+    write_partitions(repo, vector=vector, partition_index=pa.array([0, None]), encoder_version=pa.array(["v1", None]))
+    assert [row["vectors"] for row in rows_of(store, frame_of([("a", 5)]), VECTORS)] == [[1.0]]
+
+
 def test_an_unknown_feature_of_a_computed_view_is_named(store: FeatureStore, repo: Path) -> None:
     write_behaviors(repo, [])
     with pytest.raises(ConfigError, match="'wrong'.*item_ids, .*there is no 'prices'"):
@@ -241,6 +298,39 @@ def test_null_behavior_ids_are_refused(store: FeatureStore, repo: Path) -> None:
     write_parquet(repo / "behaviors.parquet", {"user_id": ["a"], "event_timestamp": times([0]), **columns})
     with pytest.raises(InvalidBehaviors, match="'behavior_id' is null in 1 rows"):
         rows_of(store, frame_of([("a", 1)]), SEQUENCE)
+
+
+def write_two_behaviors(repo: Path, **columns: Any) -> None:
+    """Two behaviors of user a at seconds 0 and 1, with some columns added or exchanged."""
+    good = {"user_id": ["a", "a"], "event_timestamp": times([0, 1]), "item_id": ["i", "j"], "rating": [1.0, 2.0]}
+    write_parquet(repo / "behaviors.parquet", good | columns)
+
+
+@pytest.mark.parametrize("ids", [{}, {"behavior_id": ["0", "1"]}], ids=["hashed ids", "given ids"])
+def test_null_items_are_refused(store: FeatureStore, repo: Path, ids: dict[str, list[str]]) -> None:
+    write_two_behaviors(repo, item_id=["i", None], **ids)
+    with pytest.raises(InvalidBehaviors, match="^feature view 'behavior_sequence': column 'item_id' is null in 1 rows"):
+        rows_of(store, frame_of([("a", 2)]), SEQUENCE)
+
+
+def test_a_null_rating_is_null_in_the_sequence(store: FeatureStore, repo: Path) -> None:
+    write_two_behaviors(repo, rating=[None, 2.0])
+    assert pd.isna(rows_of(store, frame_of([("a", 2)]), SEQUENCE)[0]["ratings"][0])
+
+
+def test_behaviors_without_a_user_or_a_time_are_passed_over(store: FeatureStore, repo: Path) -> None:
+    write_two_behaviors(repo, user_id=["a", None], item_id=["i", None])
+    assert rows_of(store, frame_of([("a", 2)]), SEQUENCE)[0]["item_ids"] == ["i"]
+    write_two_behaviors(repo, event_timestamp=times([0, None]), item_id=["i", None])
+    assert rows_of(store, frame_of([("a", 2)]), SEQUENCE)[0]["item_ids"] == ["i"]
+
+
+@pytest.mark.parametrize("ids", [[[1], [2]], [b"\xff", b"x"]], ids=["lists", "bytes that are no text"])
+def test_behavior_ids_that_make_no_texts_are_refused(store: FeatureStore, repo: Path, ids: list[Any]) -> None:
+    write_two_behaviors(repo, behavior_id=ids)
+    with pytest.raises(ConfigError, match="column 'behavior_id' has type .*Write the ids as texts or") as caught:
+        rows_of(store, frame_of([("a", 2)]), SEQUENCE)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("block", [{"sequence": {"length": 0}}, {"memory_window": "many"}], ids=["zero", "text"])

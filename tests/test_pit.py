@@ -125,6 +125,49 @@ def test_of_rows_with_one_label_a_window_holds_the_last_visible(
     assert windows_of(windows) == expected
 
 
+@given(ROWS, QUERIES, st.integers(1, 3), st.booleans())
+def test_only_windows_of_groups_that_show_out_of_order_have_rows_of_their_own(
+    rows: list[Row], queries: list[Query], length: int, labeled: bool
+) -> None:
+    groups, times, labels, created = columns(rows)
+    in_order = {group for group in range(4) if group % 2 == 0}
+    order = np.lexsort((created, np.where(np.isin(groups, list(in_order)), times, labels), groups))
+    labels = np.where(np.isin(groups, list(in_order)), np.arange(len(rows)), labels)
+    windows = last_visible(
+        groups,
+        order=order,
+        visible_from=times,
+        query_groups=ints([group for group, _ in queries]),
+        query_times=ints([time for _, time in queries]),
+        length=length,
+        labels=labels if labeled else None,
+    )
+    expected, counts = [], []
+    for group, time in queries:
+        visible = [p for p in order.tolist() if rows[p][0] == group and rows[p][1] <= time]
+        kept = list({labels[p]: p for p in visible}.values()) if labeled else visible
+        expected.append(kept[-length:])
+        counts.append(len(kept))
+    assert (windows_of(windows), windows.counts.tolist()) == (expected, counts)
+    plain = [place for place in windows.rows.tolist() if rows[place][0] in in_order]
+    assert plain == [place for place in order.tolist() if rows[place][0] in in_order]
+
+
+def test_one_group_that_shows_late_repeats_its_own_rows_alone() -> None:
+    groups, times = ints([0, 0, 0, 1, 1, 2, 2]), ints([1, 2, 3, 2, 1, 5, 6])
+    asked = ints([0, 0, 1, 1, 2, 2])
+    windows = last_visible(
+        groups,
+        order=np.arange(7),
+        visible_from=times,
+        query_groups=asked,
+        query_times=ints([2, 3, 2, 2, 5, 6]),
+        length=2,
+    )
+    assert windows_of(windows) == [[0, 1], [1, 2], [3, 4], [3, 4], [5], [5, 6]]
+    assert windows.rows.tolist() == [0, 1, 2, 5, 6, 3, 4, 3, 4]
+
+
 def test_an_emptied_window_has_no_rows_and_counts_none() -> None:
     windows = Windows(rows=ints([4, 7]), starts=ints([0, 1]), stops=ints([2, 2]), counts=ints([9, 1]))
     kept = windows.without(np.array([True, False]))

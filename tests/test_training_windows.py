@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from liber_feast.errors import DataSetError
 from liber_feast.offline_positions import MemoryPositions, WindowPositions
 from training import windows
-from training.windows import load_table, load_windows
+from training.windows import load_table, load_windows, window_index
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -80,10 +80,49 @@ def test_of_a_longer_window_the_last_values_are_kept() -> None:
     assert (found.tolist(), there.tolist()) == ([[4.0, 5.0]], [[True, True]])
 
 
+@given(table=tables(), width=st.integers(1, 4), seed=st.integers(0, 9))
+def test_a_batch_of_full_windows_is_gathered_like_any_other(
+    table: tuple[Values, list[Window]], width: int, seed: int
+) -> None:
+    values, pairs = table
+    check_gather((values, [pair for pair in pairs if pair[1] >= width]), width=width, device=CPU)
+    starts = np.random.default_rng(seed).integers(0, max(len(values) - width + 1, 1), 5).tolist()
+    check_gather(
+        (values, [(start, width) for start in starts if start + width <= len(values)]), width=width, device=CPU
+    )
+
+
 def test_without_values_every_window_is_zeros() -> None:
     samples = load_windows(positions_of([(0, 0)]), np.zeros((0, 2), np.float32), device=CPU)
     found, there = samples.gather(torch.tensor([0, 0]), width=3)
     assert (found.shape, found.any().item(), there.any().item()) == ((2, 3, 2), False, False)
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=6),
+    width=st.integers(1, 8),
+    padding=st.integers(-1, 2**31 - 1),
+    kind=st.sampled_from([torch.int32, torch.int64]),
+)
+def test_an_index_names_the_last_rows_of_each_window_and_then_the_padding(
+    pairs: list[Window], width: int, padding: int, kind: torch.dtype
+) -> None:
+    starts, lengths = torch.tensor(pairs, dtype=kind).view(-1, 2).unbind(1)
+    index, there = window_index(starts, lengths, width=width, padding=padding)
+    rows = [list(range(start, start + length))[-width:] for start, length in pairs]
+    assert index.tolist() == [[*row, *[padding] * (width - len(row))] for row in rows]
+    assert there.tolist() == [[step < len(row) for step in range(width)] for row in rows]
+    assert (index.dtype, index.shape, there.dtype) == (kind, (len(pairs), width), torch.bool)
+
+
+def test_an_index_may_be_changed_without_a_trace_in_the_next() -> None:
+    starts, lengths = torch.tensor([3, 5]), torch.tensor([2, 3])
+    index, there = window_index(starts, lengths, width=3, padding=0)
+    index.zero_()
+    there.zero_()
+    again, there_again = window_index(starts, lengths, width=3, padding=0)
+    assert again.tolist() == [[3, 4, 0], [5, 6, 7]]
+    assert there_again.tolist() == [[True, True, False], [True, True, True]]
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=["int32", "int64"])

@@ -4,6 +4,7 @@ Shape suffixes: R rows, Q samples of the data set, B samples of the batch, W wid
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,13 +63,25 @@ class SampleWindows:
 def window_index(starts_B: Tensor, lengths_B: Tensor, *, width: int, padding: int) -> tuple[Tensor, Tensor]:
     """Return the rows of windows as (B, width), `padding` at their ends, and (B, width) bool where a row is.
 
-    Of a window longer than `width` the last rows are kept.
+    Of a window longer than `width` the last rows are kept. Starts and lengths are integers of one type on one device,
+    and so are the rows; `padding` is one of that type.
     """
+    steps_W, filled_KW = _steps(width, starts_B.dtype, starts_B.device)
     kept_B = lengths_B.clamp(max=width)
+    there_BW = filled_KW.index_select(0, kept_B)
     first_B = starts_B + lengths_B - kept_B
-    steps_W = torch.arange(width, dtype=starts_B.dtype, device=starts_B.device)
-    there_BW = steps_W < kept_B[:, None]
     return torch.where(there_BW, first_B[:, None] + steps_W, padding), there_BW
+
+
+@lru_cache(maxsize=4)
+def _steps(width: int, kind: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the integers below `width`, and as (width + 1, width) bool where a window of k rows has one.
+
+    Kept because a batch's index is many small operations, each of which costs more to start than to run, and because
+    a comparison takes a CPU several times as long as copying its result from here.
+    """
+    steps = torch.arange(width + 1, dtype=kind, device=device)
+    return steps[:width], steps[:width] < steps[:, None]
 
 
 def load_table(values: npt.NDArray[Any], *, device: torch.device) -> WindowTable:
