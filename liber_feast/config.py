@@ -7,7 +7,17 @@ import difflib
 from typing import Any, Literal
 
 from feast.repo_config import FeastConfigBaseModel
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from liber_feast.behavior import RatingScale
@@ -56,6 +66,37 @@ class SequenceConfig(_Block):
     length: PositiveInt = 50
 
 
+class WorkerConfig(_Block):
+    """How `liber worker` and the background thread take up what waits."""
+
+    batch: PositiveInt = 64
+    """Users claimed at once: more give the LLM and BERT larger batches."""
+    wait_ms: NonNegativeInt = 200
+    """How long a batch that is not full waits for more users."""
+    poll_ms: PositiveInt = 200
+    """How often an idle worker looks."""
+    lease_s: PositiveFloat = 30.0
+    """How long a claim holds without a sign of life; what a dead worker had claimed is taken up after it."""
+    max_claims: PositiveInt = 5
+    """A user whose claim ended without a result this often, because the worker died, fails."""
+
+
+class MemoryPoolConfig(_Block):
+    """Connections to a PostgreSQL memory; SQLite needs no key."""
+
+    size: PositiveInt = 5
+    overflow: NonNegativeInt = 10
+    timeout_s: PositiveFloat = 30.0
+    """How long a transaction waits for a free connection."""
+
+
+class PublishConfig(_Block):
+    """How features are written out."""
+
+    patience_s: NonNegativeFloat = 60.0
+    """How long a run or worker waits for an online store that is away, before it leaves the rest to the next."""
+
+
 class LiberComputeEngineConfig(_Block):
     """The engine block of feature_store.yaml."""
 
@@ -65,8 +106,11 @@ class LiberComputeEngineConfig(_Block):
     behavior: BehaviorConfig = Field(default_factory=BehaviorConfig)
     partition: dict[str, Any] = Field(default_factory=lambda: {"condition": "count", "size": 20})
     """When a cache becomes a partition; a new rule applies to what is not yet sealed."""
-    on_the_fly: Literal["inline"] = "inline"
-    """When a push fills a cache: the job runs before the push returns."""
+    on_the_fly: Literal["inline", "background", "worker"] = "inline"
+    """When a push fills a cache: the job runs before the push returns, in a thread, or in `liber worker` processes."""
+    worker: WorkerConfig = Field(default_factory=WorkerConfig)
+    memory_pool: MemoryPoolConfig = Field(default_factory=MemoryPoolConfig)
+    publish: PublishConfig = Field(default_factory=PublishConfig)
     interest: InterestConfig = Field(default_factory=ExtractiveConfig)
     """Who writes summaries and shifts; see `interest_config`."""
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)

@@ -15,8 +15,11 @@ LiberError
 ├── BackendRefused              an interest backend that no further call can succeed with: key, model, address
 ├── PartitionsFailed            some texts could not be had; everything else was done         exit code 3
 ├── BudgetExhausted             the budget allows no further call; everything else was done   exit code 4
+├── StoreFailure                a Delta table or online store that cannot be written: full disk, no rights
 └── RetryableError              the same call may succeed later; nothing was written
-    └── BackendUnreachable      an interest backend that does not answer
+    ├── BackendUnreachable      an interest backend that does not answer
+    ├── MemoryAway              the database of the memory does not answer
+    └── OnlineStoreAway         the online store does not answer
 
 `feast` is a click program: being click exceptions, these end there as `Error: <message>` and exit code 1
 instead of a traceback. Everywhere else they are ordinary exceptions.
@@ -137,3 +140,15 @@ class BudgetExhausted(LiberError):
 
 class BackendUnreachable(RetryableError):
     """An interest backend that does not answer; the run may succeed later, what it kept stays."""
+
+
+class StoreFailure(LiberError):
+    """A Delta table or online store that cannot be written as things are: a full disk, a folder without rights."""
+
+
+class MemoryAway(RetryableError):
+    """The database of the memory does not answer: it restarts, is gone, or takes no more connections."""
+
+
+class OnlineStoreAway(RetryableError):
+    """The online store does not answer; what is missing there is written when it does."""

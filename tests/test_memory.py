@@ -46,7 +46,7 @@ def sqlite(folder: Path, *statements: str) -> None:
 
 def test_a_fresh_memory_has_the_newest_schema_and_a_name_of_its_own(tmp_path: Path) -> None:
     memory = new_memory(tmp_path)
-    assert memory.setting("schema_version") == "2"
+    assert memory.setting("schema_version") == "3"
     assert memory.identity != new_memory().identity
 
 
@@ -336,9 +336,10 @@ def test_a_cache_and_a_partition_are_found_without_reading_all_behaviors_of_thei
         sealed_partitions(connection, [(1, 0), (2, 5)], stage="summary")
         newest_texts(connection, [(1, 0), (2, 5)], stage="summary")
     assert len(found) == 0
-    by_partition, again, by_id, partition, text = plans
-    assert "behaviors_by_partition (user_key=? AND partition_index=?)" in by_partition
-    assert "behaviors_by_partition (user_key=? AND partition_index=?)" in again
+    cached, sealed, by_id, partition, text = plans
+    assert "behaviors_cached (user_key=?)" in cached
+    assert "sqlite_autoindex_partitions_1 (user_key=? AND partition_index=?)" in sealed
+    assert "behaviors_by_time (user_key=? AND event_time>? AND event_time<?)" in sealed
     assert "PRIMARY KEY (user_key=? AND behavior_id=?)" in by_id
     assert "sqlite_autoindex_partitions_1 (user_key=? AND partition_index=?)" in partition
     assert "sqlite_autoindex_texts_1 (user_key=? AND partition_index=? AND stage=?)" in partition

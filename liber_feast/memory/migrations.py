@@ -4,6 +4,8 @@ A new database gets the tables of `schema` and `call_tables` as they are now. Ev
 transaction: a step that fails leaves the database as it was.
 """
 
+import secrets
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,12 +14,29 @@ import sqlalchemy as sa
 
 from liber_feast.errors import MemoryFailure
 from liber_feast.memory.call_tables import budget_counters, calls
-from liber_feast.memory.schema import metadata, published, recomputations, settings, text_vectors, texts
+from liber_feast.memory.schema import (
+    behaviors,
+    forgettings,
+    leases,
+    metadata,
+    partitions,
+    published,
+    recomputations,
+    settings,
+    text_vectors,
+    texts,
+    tombstones,
+    users,
+    waiting,
+)
 from liber_feast.memory.settings import keep_setting, setting
+
+TOMBSTONE_KEY = "tombstone_key"
+"""The setting with the random key of the hashes in `tombstones`."""
 
 _SQLITE_STATISTICS = {
     "behaviors": "1000000 1000 1",
-    "behaviors_by_partition": "1000000 1000 20",
+    "behaviors_cached": "20000 10",
     "behaviors_by_time": "1000000 1000 1 1",
 }
 """Rows of a table, then rows per value of an index's first column, first two columns and so on.
@@ -60,13 +79,20 @@ def _version(connection: sa.Connection) -> int:
 
 def _create(connection: sa.Connection) -> None:
     metadata.create_all(connection)
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("ANALYZE sqlite_schema")  # makes the table of statistics, the first time
-        for index, rows in _SQLITE_STATISTICS.items():
-            insert = "INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES ('behaviors', ?, ?)"
-            connection.exec_driver_sql(insert, (index, rows))
-        connection.exec_driver_sql("ANALYZE sqlite_schema")  # reads it again
+    _keep_statistics(connection)
     keep_setting(connection, "memory_id", uuid.uuid4().hex)
+    keep_setting(connection, TOMBSTONE_KEY, secrets.token_hex(32))
+
+
+def _keep_statistics(connection: sa.Connection) -> None:
+    if connection.dialect.name != "sqlite":
+        return
+    connection.exec_driver_sql("ANALYZE sqlite_schema")  # makes the table of statistics, the first time
+    connection.exec_driver_sql("DELETE FROM sqlite_stat1 WHERE tbl = 'behaviors'")
+    for index, rows in _SQLITE_STATISTICS.items():
+        insert = "INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES ('behaviors', ?, ?)"
+        connection.exec_driver_sql(insert, (index, rows))
+    connection.exec_driver_sql("ANALYZE sqlite_schema")  # reads it again
 
 
 def _redo_and_account(connection: sa.Connection) -> None:
@@ -105,7 +131,46 @@ def _make_again(
         connection.exec_driver_sql(f"DROP TABLE {table.name}_before")
 
 
-STEPS: tuple[Callable[[sa.Connection], None], ...] = (_redo_and_account,)
+def _stream(connection: sa.Connection) -> None:
+    """To version 3: who waits for what, who works on it, what is online, and who was forgotten."""
+    connection.exec_driver_sql("DROP INDEX behaviors_by_partition")
+    for table, names in _STREAM_COLUMNS.items():
+        for name in names:
+            column = sa.schema.CreateColumn(table.c[name]).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column}")
+    if connection.dialect.name == "postgresql":
+        for id_column in (users.c.user_id, users.c.sealed_behavior_id, behaviors.c.behavior_id):
+            kind = id_column.type.compile(connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {id_column.table.name} ALTER COLUMN {id_column.name} TYPE {kind}")
+    for table in (waiting, leases, tombstones, forgettings):
+        table.create(connection)
+    for index in (*behaviors.indexes, *partitions.indexes):
+        index.create(connection, checkfirst=True)
+    now = time.time_ns() // 1_000
+    count = sa.select(sa.func.count()).where(behaviors.c.user_key == users.c.user_key).scalar_subquery()
+    connection.execute(
+        users.update().values(behavior_count=count, sequence_number=sa.case((users.c.is_sequence_stale, now), else_=0))
+    )
+    # Whether something of theirs is missing was not kept: whoever claims them sees.
+    sealed = sa.select(users.c.user_key, sa.literal(1), sa.literal(now)).where(users.c.partition_count > 0)
+    connection.execute(waiting.insert().from_select(["user_key", "number", "since"], sealed))
+    _keep_statistics(connection)
+    keep_setting(connection, TOMBSTONE_KEY, secrets.token_hex(32))
+
+
+_STREAM_COLUMNS: Mapping[sa.Table, Sequence[str]] = {
+    users: (
+        "behavior_count",
+        "ahead_count",
+        "tied_count",
+        "sequence_number",
+        "sequence_published",
+        "forgotten_time",
+    ),
+    partitions: ("pushed_time", "online_time"),
+}
+
+STEPS: tuple[Callable[[sa.Connection], None], ...] = (_redo_and_account, _stream)
 """Step number N (from 1) brings a memory of version N to version N+1. A released one does the same for ever.
 
 A step may use a table of `schema` only as long as its definition there does not change; who changes that gives the

@@ -10,6 +10,13 @@ metadata = sa.MetaData()
 
 # SQLite numbers rows by itself only for a column of exactly the type INTEGER.
 _KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# Ids are ordered as Python orders them; a database's own collation may differ.
+_ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+def _count(name: str, *, comment: str | None = None) -> sa.Column[int]:
+    return sa.Column(name, sa.Integer, nullable=False, default=0, server_default="0", comment=comment)
+
 
 settings = sa.Table(
     "settings",
@@ -22,21 +29,41 @@ users = sa.Table(
     "users",
     metadata,
     sa.Column("user_key", _KEY, primary_key=True, autoincrement=True),
-    sa.Column("user_id", sa.Text, nullable=False, unique=True),
+    sa.Column("user_id", _ID, nullable=False, unique=True),
     sa.Column("partition_count", sa.Integer, nullable=False, default=0),
     sa.Column("sealed_time", sa.BigInteger, comment="event time of the last sealed behavior in order"),
-    sa.Column("sealed_behavior_id", sa.Text, comment="and its id"),
+    sa.Column("sealed_behavior_id", _ID, comment="and its id"),
     sa.Column("seal_time", sa.BigInteger, comment="of the newest partition"),
     sa.Column("late_count", sa.Integer, nullable=False, default=0),
     sa.Column("duplicate_count", sa.Integer, nullable=False, default=0),
     sa.Column("is_sequence_stale", sa.Boolean, nullable=False, default=True, comment="online row is older than this"),
+    _count("behavior_count"),
+    _count("ahead_count", comment="behaviors later than the clock when they came"),
+    _count("tied_count", comment="behaviors at the time of another one of the user"),
+    sa.Column(
+        "sequence_number",
+        sa.BigInteger,
+        nullable=False,
+        default=0,
+        server_default="0",
+        comment="grows with every append that changed the user: the time of it, or one more than before",
+    ),
+    sa.Column(
+        "sequence_published",
+        sa.BigInteger,
+        nullable=False,
+        default=0,
+        server_default="0",
+        comment="the number that is online",
+    ),
+    sa.Column("forgotten_time", sa.BigInteger, comment="of a stub without an id, so that its key is never used again"),
 )
 
 behaviors = sa.Table(
     "behaviors",
     metadata,
     sa.Column("user_key", sa.BigInteger, sa.ForeignKey("users.user_key"), primary_key=True),
-    sa.Column("behavior_id", sa.Text, primary_key=True),
+    sa.Column("behavior_id", _ID, primary_key=True),
     sa.Column("item_id", sa.Text, nullable=False),
     sa.Column("rating", sa.Double, nullable=False),
     sa.Column("event_time", sa.BigInteger, nullable=False),
@@ -46,7 +73,8 @@ behaviors = sa.Table(
     sa.Column("partition_index", sa.Integer, comment="null: in the short-term cache"),
     sqlite_with_rowid=False,
 )
-sa.Index("behaviors_by_partition", behaviors.c.user_key, behaviors.c.partition_index)
+_IS_CACHED = behaviors.c.partition_index.is_(None)
+sa.Index("behaviors_cached", behaviors.c.user_key, sqlite_where=_IS_CACHED, postgresql_where=_IS_CACHED)
 sa.Index("behaviors_by_time", behaviors.c.user_key, behaviors.c.event_time, behaviors.c.behavior_id)
 
 partitions = sa.Table(
@@ -64,7 +92,55 @@ partitions = sa.Table(
     sa.Column("failure", sa.Text, comment="why its text could not be had; null: none"),
     sa.Column("lease_owner", sa.Text),
     sa.Column("lease_until", sa.BigInteger),
+    sa.Column("pushed_time", sa.BigInteger, comment="when the push that filled it came; null: it was materialized"),
+    sa.Column("online_time", sa.BigInteger, comment="when its vector was readable online"),
 )
+_IS_ONLINE = partitions.c.online_time.isnot(None)
+sa.Index("partitions_online", partitions.c.online_time, sqlite_where=_IS_ONLINE, postgresql_where=_IS_ONLINE)
+
+waiting = sa.Table(
+    "waiting",
+    metadata,
+    sa.Column("user_key", sa.BigInteger, sa.ForeignKey("users.user_key"), primary_key=True, autoincrement=False),
+    sa.Column("number", sa.BigInteger, nullable=False, comment="grows with every append that sealed a partition"),
+    sa.Column("since", sa.BigInteger, nullable=False, comment="when the oldest of what waits was sealed"),
+    sa.Column("not_before", sa.BigInteger, nullable=False, default=0, server_default="0"),
+    sa.Column("lease_owner", sa.Text),
+    sa.Column("lease_until", sa.BigInteger),
+    _count("claim_count", comment="claims that did not end"),
+)
+"""Users of whom something sealed is not yet readable online; a row goes when it is."""
+sa.Index("waiting_by_time", waiting.c.since)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, comment="null: nobody"),
+    sa.Column("until", sa.BigInteger, nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False, comment="how often it was taken"),
+)
+"""What one process at a time may do, for example publish."""
+
+tombstones = sa.Table(
+    "tombstones",
+    metadata,
+    sa.Column("user_hash", sa.Text, primary_key=True, comment="keyed hash of the id"),
+    sa.Column("forgotten_time", sa.BigInteger, nullable=False),
+    sa.Column("until_time", sa.BigInteger, nullable=False, comment="behaviors up to this event time are refused"),
+    _count("refused_count"),
+)
+"""Users that were forgotten: their old behaviors do not come back with a replayed log."""
+
+forgettings = sa.Table(
+    "forgettings",
+    metadata,
+    sa.Column("user_id", _ID, primary_key=True),
+    sa.Column("asked_time", sa.BigInteger, nullable=False),
+    sa.Column("number", sa.BigInteger, comment="the publication under which the Delta tables forget; null: not yet"),
+    sa.Column("again_after", sa.BigInteger, comment="when online rows are deleted once more; null: not yet deleted"),
+)
+"""Users who are being forgotten; the row goes at the end."""
 
 texts = sa.Table(
     "texts",

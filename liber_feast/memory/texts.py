@@ -82,7 +82,14 @@ def sealed_behaviors(
             behaviors.c.rating,
             behaviors.c.event_time,
         )
-        .select_from(join_pairs(behaviors, list(wanted), on=(behaviors.c.user_key, behaviors.c.partition_index)))
+        .select_from(
+            join_pairs(partitions, list(wanted), on=(partitions.c.user_key, partitions.c.partition_index)).join(
+                behaviors,
+                (behaviors.c.user_key == partitions.c.user_key)
+                & behaviors.c.event_time.between(partitions.c.first_time, partitions.c.last_time)  # there is an index
+                & (behaviors.c.partition_index == partitions.c.partition_index),
+            )
+        )
         .order_by(behaviors.c.user_key, behaviors.c.event_time, behaviors.c.behavior_id)
     )
     for user_key, index, item_id, rating, event_time in connection.execute(query):
