@@ -33,10 +33,10 @@ from liber_feast.memory.publications import (
     users_to_check,
     version_in_use,
 )
-from liber_feast.memory.schema import users
 from liber_feast.memory.texts import PartitionKey, user_chunks
 from liber_feast.memory.vectors import VECTOR, PartitionVector
 from liber_feast.projection import FUSED, Projection
+from liber_feast.sequences import publish_sequences
 
 VIEWS: Mapping[str, str] = {
     SUMMARY: "partition_summary",
@@ -119,23 +119,8 @@ class Publisher:
             self._plan(connection, user_keys)
         self._finish_all(counts)
         self._restore_online()
-        self.publish_sequences()
+        publish_sequences(self.memory, projection=self.projection, online=self.online)
         return counts
-
-    def publish_sequences(self) -> int:
-        """Write online the recent behaviors of the users who sent some; return the number of users."""
-        written = 0
-        while True:
-            with self.memory.writing() as connection:
-                stale = sa.select(users.c.user_key).where(users.c.is_sequence_stale).limit(USERS_PER_WRITE)
-                keys = connection.scalars(stale.with_for_update()).all()
-                if not keys:
-                    return written
-                for view, rows in self._projection(connection).behavior_rows(keys).items():
-                    self._write_online(view, rows)
-                fresh = users.update().where(users.c.user_key.in_(keys)).values(is_sequence_stale=False)
-                connection.execute(fresh)
-                written += len(keys)
 
     def _restore_online(self) -> None:
         """Write every newest row of an online store that was emptied; where it crashes, the next one goes on."""
@@ -145,7 +130,7 @@ class Publisher:
                 keys = next_to_restore(connection, count=USERS_PER_WRITE)
                 if not keys:
                     return
-                projection = self._projection(connection)
+                projection = self.projection(connection)
                 for stage, view in VIEWS.items():
                     self._write_online(view, _online_rows(projection, stage, keys, created_time=created_time))
 
@@ -156,7 +141,7 @@ class Publisher:
 
     def _make_tables(self, connection: sa.Connection) -> None:
         """Make the tables that are not there, so that a join finds no row rather than no table."""
-        projection = self._projection(connection)
+        projection = self.projection(connection)
         if not projection.knows_ids():  # a table of the wrong type of ids could never take a row
             return
         for stage, table in self.tables.items():
@@ -191,7 +176,7 @@ class Publisher:
             counts[publication.stage] += rows
 
     def _write_out(self, connection: sa.Connection, publication: Publication) -> int:
-        projection = self._projection(connection)
+        projection = self.projection(connection)
         user_keys = sorted({row.user_key for row in publication.rows})
         rows = self._delta_rows(projection, publication, user_keys)
         if len(rows):
@@ -236,7 +221,8 @@ class Publisher:
             FUSED: version_in_use(connection, FUSED, made_by=fusion),
         }
 
-    def _projection(self, connection: sa.Connection) -> Projection:
+    def projection(self, connection: sa.Connection) -> Projection:
+        """Return the feature rows of one snapshot of the memory."""
         return Projection(
             connection=connection,
             fuser=self.fuser(self.encoder_version),

@@ -96,10 +96,10 @@ def test_a_memory_of_version_1_keeps_every_row(tmp_path: Path) -> None:
     assert len(str(key[1])) == 64
     counts = Counter(str(row[0]) for row in before["behaviors"])
     stale = [row[-1] for row in before["users"]]
-    assert [bool(row[-3]) for row in after["users"]] == [bool(flag) for flag in stale]  # the time, where it was stale
+    assert [row[-2] < row[-3] for row in after["users"]] == [bool(flag) for flag in stale]
     after["users"] = [row[:-3] for row in after["users"]]
-    before["users"] = [(*row, counts[str(row[0])], 0, 0) for row in before["users"]]
-    before["partitions"] = [(*row, None, None) for row in before["partitions"]]
+    before["users"] = [(*row[:-1], counts[str(row[0])], 0, 0) for row in before["users"]]
+    before["partitions"] = [(*row[:-2], None, None) for row in before["partitions"]]
     sealed = {row[0] for row in before["partitions"]}
     before["texts"] = [(*row, 0) for row in before["texts"]]  # their revision
     newest = max(int(str(row[0])) for row in before["texts"])

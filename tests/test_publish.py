@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 import liber_feast.memory.publications
 import liber_feast.publish
+import liber_feast.sequences
 from liber_feast.fuser import Fuser, mean_fuser
 from liber_feast.memory import Memory
 from liber_feast.memory.publications import forget_online, next_unfinished
 from liber_feast.memory.schema import publications, users
 from liber_feast.publish import VIEWS, DeltaSink, Publisher
+from liber_feast.sequences import publish_sequences
 from tests.memory_parts import (
     SECOND_US,
     START_US,
@@ -335,7 +337,8 @@ def test_an_online_store_that_was_emptied_is_written_anew_and_no_delta_row_is_ap
 def test_an_online_store_is_written_anew_wherever_the_writing_crashes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(liber_feast.publish, "USERS_PER_WRITE", 1)
+    for module in (liber_feast.publish, liber_feast.sequences):
+        monkeypatch.setattr(module, "USERS_PER_WRITE", 1)
     memory, version = taught(tmp_path)
     online = OnlineRows()
     publisher = publisher_of(memory, tmp_path, version=version, online=online, clock=StoppedClock())
@@ -436,13 +439,17 @@ def test_recent_behaviors_go_online_for_the_users_who_sent_some_and_no_others(tm
     memory, version = taught(tmp_path)
     online = OnlineRows()
     publisher = publisher_of(memory, tmp_path, version=version, online=online)
-    assert publisher.publish_sequences() == 2
+
+    def sequences() -> int:
+        return publish_sequences(memory, projection=publisher.projection, online=online)
+
+    assert sequences() == 2
     online.rows.clear()
     append_all(memory, [behavior(9, user="bob", item="new"), behavior(0)])
-    assert publisher.publish_sequences() == 1
+    assert sequences() == 1
     assert set(online.rows["behavior_sequence"]) == {"bob"}
     assert online.rows["behavior_sequence"]["bob"]["item_ids"] == ["b2", "b3", "new"]
-    assert publisher.publish_sequences() == 0
+    assert sequences() == 0
 
 
 def test_a_delta_table_takes_each_number_of_a_memory_once(tmp_path: Path) -> None:

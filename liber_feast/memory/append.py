@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from liber_feast.behavior import BEHAVIOR_ID, EVENT_TIME, ITEM, RATING, USER
 from liber_feast.errors import InvalidBehaviors
 from liber_feast.memory.bulk import execute_many, join_pairs
+from liber_feast.memory.clock import now_us
 from liber_feast.memory.schema import behaviors, partitions, users
 from liber_feast.memory.settings import keep_setting, setting
 from liber_feast.partition import (
@@ -96,7 +97,8 @@ def append(
     _add(connection, "late_count", rows[is_late])
     keys = np.unique(rows["user_key"])
     cached = _cached_rows(connection, keys.tolist())
-    _mark_stale(connection, keys.tolist())
+    _add(connection, "behavior_count", rows)
+    _number(connection, keys.tolist())
     _place_late(rows, is_late, cached=cached, states=states)
     rows = _ordered(np.concatenate([cached, rows]))
     vectors = None if item_vectors is None else item_vectors(sorted(set(rows["item_id"])))
@@ -309,10 +311,13 @@ def _move_to_partitions(connection: sa.Connection, rows: Rows, indexes: npt.NDAr
     execute_many(connection, move, {name: values.tolist() for name, values in columns.items()})
 
 
-def _mark_stale(connection: sa.Connection, keys: Sequence[int]) -> None:
+def _number(connection: sa.Connection, keys: Sequence[int]) -> None:
+    """Give users that changed the next number of their sequence."""
+    now = now_us(connection)
+    number = sa.case((users.c.sequence_number < now, now), else_=users.c.sequence_number + 1)
     for start in range(0, len(keys), VALUES_PER_QUERY):
         some = keys[start : start + VALUES_PER_QUERY]
-        connection.execute(users.update().where(users.c.user_key.in_(some)).values(is_sequence_stale=True))
+        connection.execute(users.update().where(users.c.user_key.in_(some)).values(sequence_number=number))
 
 
 def _move_boundaries(

@@ -149,8 +149,14 @@ def _stream(connection: sa.Connection) -> None:
     now = time.time_ns() // 1_000
     count = sa.select(sa.func.count()).where(behaviors.c.user_key == users.c.user_key).scalar_subquery()
     connection.execute(
-        users.update().values(behavior_count=count, sequence_number=sa.case((users.c.is_sequence_stale, now), else_=0))
+        users.update().values(
+            behavior_count=count,
+            sequence_number=now,
+            sequence_published=sa.case((sa.column("is_sequence_stale"), 0), else_=now),
+        )
     )
+    for table, name in ((users, "is_sequence_stale"), (partitions, "lease_owner"), (partitions, "lease_until")):
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} DROP COLUMN {name}")
     # Whether something of theirs is missing was not kept: whoever claims them sees.
     sealed = sa.select(users.c.user_key, sa.literal(1), sa.literal(now)).where(users.c.partition_count > 0)
     connection.execute(waiting.insert().from_select(["user_key", "number", "since"], sealed))

@@ -251,7 +251,7 @@ def forget_stage(connection: sa.Connection, stage: str, *, done_time: int) -> No
 
 def forget_online(connection: sa.Connection) -> None:
     """Note that the online store is empty: the next publishing writes every newest row again."""
-    connection.execute(users.update().values(is_sequence_stale=True))
+    connection.execute(users.update().values(sequence_published=0))
     keep_setting(connection, ONLINE_RESTORED_TO, "0")
 
 

@@ -36,7 +36,6 @@ users = sa.Table(
     sa.Column("seal_time", sa.BigInteger, comment="of the newest partition"),
     sa.Column("late_count", sa.Integer, nullable=False, default=0),
     sa.Column("duplicate_count", sa.Integer, nullable=False, default=0),
-    sa.Column("is_sequence_stale", sa.Boolean, nullable=False, default=True, comment="online row is older than this"),
     _count("behavior_count"),
     _count("ahead_count", comment="behaviors later than the clock when they came"),
     _count("tied_count", comment="behaviors at the time of another one of the user"),
@@ -90,8 +89,6 @@ partitions = sa.Table(
     sa.Column("condition", sa.Text, nullable=False, comment="the rule that sealed it"),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("failure", sa.Text, comment="why its text could not be had; null: none"),
-    sa.Column("lease_owner", sa.Text),
-    sa.Column("lease_until", sa.BigInteger),
     sa.Column("pushed_time", sa.BigInteger, comment="when the push that filled it came; null: it was materialized"),
     sa.Column("online_time", sa.BigInteger, comment="when its vector was readable online"),
 )

@@ -103,7 +103,7 @@ class Memory:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
+    def writing(self, what: str = "") -> Iterator[sa.Connection]:  # noqa: ARG002  # a name for who watches
         """One transaction; on SQLite it takes the write lock at once, so that it cannot fail half-way for it.
 
         Raises:

@@ -1,0 +1,133 @@
+"""What one process at a time may do, and for how long: rows of `leases`, timed by the database's own clock.
+
+A holder that was paused may find that another one has the lease: whatever it marks in the memory is marked in a
+transaction that renews the lease first, and rolls back where that fails.
+"""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import sqlalchemy as sa
+
+from liber_feast.errors import RetryableError
+from liber_feast.memory.bulk import insert_new
+from liber_feast.memory.clock import now_us
+from liber_feast.memory.schema import leases
+from liber_feast.memory.store import Memory
+
+PUBLISH, FIT_PCA = "publish", "fit_pca"
+LEASE_S = 30.0
+WAIT_S = (0.005, 0.1)
+"""The shortest and the longest pause between two tries."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """A lease that was taken."""
+
+    name: str
+    owner: str
+    number: int
+    """Grows whenever the lease is taken: a lease taken again is another one."""
+    seconds: float
+
+
+class LeaseLost(RetryableError):
+    """Another process has the lease; nothing was marked."""
+
+
+@cache
+def _process(_pid: int) -> str:
+    return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+
+
+def owner_name() -> str:
+    """Return a name of this process that no other one has, nor this one's threads: they share it."""
+    return _process(os.getpid())
+
+
+def acquire(memory: Memory, name: str, *, owner: str, seconds: float = LEASE_S) -> Lease | None:
+    """Take a lease for so many seconds, or return None where another owner has it."""
+    with memory.writing("lease") as connection:
+        connection.execute(insert_new(connection, leases).values(name=name, owner=None, until=0, number=0))
+        now = now_us(connection)
+        free = (leases.c.until < now) | (leases.c.owner.is_(None))
+        taken = connection.execute(
+            leases.update()
+            .where(leases.c.name == name, free)
+            .values(owner=owner, until=now + int(seconds * 1e6), number=leases.c.number + 1)
+        )
+        if taken.rowcount != 1:
+            return None
+        number = connection.scalar(sa.select(leases.c.number).where(leases.c.name == name))
+    return Lease(name=name, owner=owner, number=int(number or 0), seconds=seconds)
+
+
+def renew(connection: sa.Connection, lease: Lease) -> None:
+    """Hold a lease for its seconds from now on, in the caller's transaction.
+
+    Raises:
+        LeaseLost: another process has it, or had it since.
+    """
+    until = now_us(connection) + int(lease.seconds * 1e6)
+    if connection.execute(leases.update().where(_is(lease)).values(until=until)).rowcount != 1:
+        raise LeaseLost(f"The lease {lease.name!r} was taken by another process. Nothing was marked; it does the rest.")
+
+
+def release(memory: Memory, lease: Lease) -> None:
+    """Give a lease back; one that was lost stays with who has it."""
+    with memory.writing("lease") as connection:
+        connection.execute(leases.update().where(_is(lease)).values(owner=None, until=0))
+
+
+@contextmanager
+def held(
+    memory: Memory,
+    name: str,
+    *,
+    seconds: float = LEASE_S,
+    patience_s: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Lease]:
+    """Hold a lease for the block; a thread renews it. Threads of one process exclude each other, too.
+
+    Raises:
+        RetryableError: another owner kept it for `patience_s` seconds (None: for ever), or `stop` says so.
+    """
+    owner, started, pause = f"{owner_name()}/{uuid.uuid4().hex[:8]}", time.monotonic(), WAIT_S[0]
+    while (lease := acquire(memory, name, owner=owner, seconds=seconds)) is None:
+        if stop() or (patience_s is not None and time.monotonic() - started > patience_s):
+            raise RetryableError(f"The lease {name!r} is held by another process. Try again when that one is done.")
+        time.sleep(pause)
+        pause = min(2 * pause, WAIT_S[1])
+    ended = threading.Event()
+    beat = threading.Thread(target=_keep, args=(memory, lease, ended), name=f"lease {name}", daemon=True)
+    beat.start()
+    try:
+        yield lease
+    finally:
+        ended.set()
+        beat.join()
+        release(memory, lease)
+
+
+def _keep(memory: Memory, lease: Lease, ended: threading.Event) -> None:
+    while not ended.wait(lease.seconds / 3):
+        try:
+            with memory.writing("lease") as connection:
+                renew(connection, lease)
+        except LeaseLost:
+            return  # whoever marks something next finds out
+        except RetryableError:
+            continue  # the memory is busy or away: there is time for another try
+
+
+def _is(lease: Lease) -> sa.ColumnElement[bool]:
+    return sa.and_(leases.c.name == lease.name, leases.c.owner == lease.owner, leases.c.number == lease.number)
