@@ -44,6 +44,14 @@ class TableCatalog:
         """Return every profile asked for; empty where nothing is known."""
         return {user_id: self._profiles[user_id] for user_id in user_ids}
 
+    def items_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Item]:
+        """Return items by (id, time); they do not change."""
+        return {(item_id, time): self._items[item_id] for item_id, time in wanted}
+
+    def profiles_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
+        """Return profiles by (user id, time); they do not change."""
+        return {(user_id, time): self._profiles[user_id] for user_id, time in wanted}
+
     @cached_property
     def _items(self) -> dict[str, Item]:
         return {row[ITEM]: _item(row) for row in self.data_set.items.to_pylist()}

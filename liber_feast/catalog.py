@@ -1,56 +1,98 @@
 """Items and profiles, read from the sources of the views `item_attributes` and `user_profile`."""
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from deltalake import DeltaTable
 from feast import FeatureView, RepoConfig
 
 from liber_feast.behavior import USER
 from liber_feast.interest import Item
-from liber_feast.offline_read import Location, locate, open_snapshot
+from liber_feast.offline_read import Location, locate, open_snapshot, time_values
+from liber_feast.pit import HIGHEST, LOWEST, rescale
 
+NOW = HIGHEST
 TITLE, CATEGORIES, PERIOD, PROFILE = "title", "categories", "period", "profile"
 
 
 class FeastCatalog:
-    """What the feature repo says of items and users; a table is read again when it has changed."""
+    """What the feature repo says of items and users; a table is read again when it has changed.
+
+    "At a time" is as of it: the newest row at or before. What was described only later is as its first row has it,
+    for tables are often written after the behaviors that they describe.
+    """
 
     def __init__(self, *, items: FeatureView, profiles: FeatureView, config: RepoConfig) -> None:
         self._items = _Table(items, config=config)
         self._profiles = _Table(profiles, config=config)
 
     def items(self, item_ids: Iterable[str]) -> Mapping[str, Item]:
-        """Return every item asked for; one without attributes has its id alone."""
-        rows = self._items.rows()
-        return {item_id: _item(item_id, rows.get(item_id, {})) for item_id in item_ids}
+        """Return every item asked for, as it is now; one without attributes has its id alone."""
+        versions = self._items.versions()
+        return {item_id: _item(item_id, _row_at(versions.get(item_id), NOW)) for item_id in item_ids}
 
-    def profiles(self, user_ids: Iterable[str]) -> Mapping[str, str]:
-        """Return every profile asked for; empty where nothing is known."""
-        rows = self._profiles.rows()
-        return {user_id: str(rows.get(user_id, {}).get(PROFILE) or "") for user_id in user_ids}
+    def items_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Item]:
+        """Return items by (id, microseconds since 1970 UTC), as they were then."""
+        versions, found = self._items.versions(), {}
+        for item_id, time in wanted:
+            found[item_id, time] = _item(item_id, _row_at(versions.get(item_id), time))
+        return found
+
+    def profiles_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
+        """Return profiles by (user id, microseconds since 1970 UTC), as they were then; empty if nothing is known."""
+        versions = self._profiles.versions()
+        return {
+            (user_id, time): str(_row_at(versions.get(user_id), time).get(PROFILE) or "") for user_id, time in wanted
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Versions:
+    """The rows of one key, oldest first."""
+
+    times: list[int] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _row_at(versions: _Versions | None, time: int) -> dict[str, Any]:
+    if versions is None:
+        return {}
+    return versions.rows[max(bisect_right(versions.times, time) - 1, 0)]
 
 
 class _Table:
-    """The newest row of every key of a view's source, by the key as text."""
+    """Every row of a view's source by its key as text."""
 
     def __init__(self, view: FeatureView, *, config: RepoConfig) -> None:
         self._location = locate(view.batch_source, config=config, view=view)
         self._key = view.join_keys[0] if view.join_keys else USER
         self._version: object = None
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._versions: dict[str, _Versions] = {}
 
-    def rows(self) -> dict[str, dict[str, Any]]:
+    def versions(self) -> dict[str, _Versions]:
         version = _version(self._location)
         if version is None or version != self._version:
-            self._rows, self._version = self._read(), version
-        return self._rows
+            self._versions, self._version = self._read(), version
+        return self._versions
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read(self) -> dict[str, _Versions]:
         snapshot = open_snapshot(self._location)
-        time = self._location.source.timestamp_field
-        table = snapshot.read(snapshot.dataset.schema.names).sort_by(time)
-        return {str(row[self._key]): row for row in table.to_pylist()}
+        name = snapshot.column(self._location.source.timestamp_field)
+        table = snapshot.read(snapshot.dataset.schema.names)
+        values, unit, known = time_values(table.column(name), owner=self._location.owner, name=name)
+        times = np.where(known, rescale(values, source=unit, target="us"), LOWEST)
+        order = np.argsort(times, kind="stable")
+        found: dict[str, _Versions] = defaultdict(_Versions)
+        for time, row in zip(times[order].tolist(), table.take(pa.array(order)).to_pylist(), strict=True):
+            versions = found[str(row[self._key])]
+            versions.times.append(time)
+            versions.rows.append(row)
+        return dict(found)
 
 
 def _version(location: Location) -> object:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
+from liber_feast.behavior import microseconds
 from liber_feast.interest import (
     SHIFT,
     SUMMARY,
@@ -42,11 +43,15 @@ class Catalog(Protocol):
     """What the feature repo says of items and users."""
 
     def items(self, item_ids: Iterable[str]) -> Mapping[str, Item]:
-        """Return every item asked for; one without attributes has its id alone."""
+        """Return every item asked for, as it is now; one without attributes has its id alone."""
         ...
 
-    def profiles(self, user_ids: Iterable[str]) -> Mapping[str, str]:
-        """Return every profile asked for; empty where nothing is known."""
+    def items_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Item]:
+        """Return items by (id, microseconds since 1970 UTC), as they were then."""
+        ...
+
+    def profiles_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
+        """Return profiles by (user id, microseconds since 1970 UTC), as they were then; empty if nothing is known."""
         ...
 
 
@@ -84,14 +89,15 @@ class MemoryWaves:
         for some in _pieces(self._missing_summaries() if missing is None else missing):
             found = self._sealed(some, stage=SUMMARY)
             keys = [key for key in some if key in found]
-            profiles = self.catalog.profiles({one.user_id for one in found.values()})
             described = self._described(keys)
+            sealed_at = {key: (found[key].user_id, microseconds(described[key][-1].event_time)) for key in keys}
+            profiles = self.catalog.profiles_at(sealed_at.values())
             for key in keys:
                 one = found[key]
                 yield SummaryRequest(
                     user_id=self._remember(one),
                     partition_index=one.partition_index,
-                    profile=profiles[one.user_id],
+                    profile=profiles[sealed_at[key]],
                     behaviors=described[key],
                 )
 
@@ -168,12 +174,12 @@ class MemoryWaves:
     def _described(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, tuple[DescribedBehavior, ...]]:
         with self.memory.reading() as connection:
             found = sealed_behaviors(connection, keys)
-        items = self.catalog.items({one.item_id for sealed in found.values() for one in sealed})
+        items = self.catalog.items_at({(one.item_id, one.event_time) for sealed in found.values() for one in sealed})
         return {key: tuple(self._describe(one, items) for one in sealed) for key, sealed in found.items()}
 
-    def _describe(self, behavior: SealedBehavior, items: Mapping[str, Item]) -> DescribedBehavior:
+    def _describe(self, behavior: SealedBehavior, items: Mapping[tuple[str, int], Item]) -> DescribedBehavior:
         return DescribedBehavior(
-            item=items[behavior.item_id],
+            item=items[behavior.item_id, behavior.event_time],
             rating=behavior.rating,
             liked=behavior.rating > self.like_above,
             event_time=datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=behavior.event_time),

@@ -132,8 +132,11 @@ class SmallCatalog:
     def items(self, item_ids: Iterable[str]) -> Mapping[str, Item]:
         return {item_id: Item(item_id=item_id, title=f"the {item_id}") for item_id in item_ids}
 
-    def profiles(self, user_ids: Iterable[str]) -> Mapping[str, str]:
-        return {user_id: f"profile of {user_id}" for user_id in user_ids}
+    def items_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Item]:
+        return {(item_id, time): self.items([item_id])[item_id] for item_id, time in wanted}
+
+    def profiles_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
+        return {(user_id, time): f"profile of {user_id}" for user_id, time in wanted}
 
 
 @dataclass(kw_only=True)

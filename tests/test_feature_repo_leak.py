@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
 from tests import feature_repo_kit as kit
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SOURCE_VIEWS = ("user_profile", "item_attributes", "behaviors")
+"""Views on the loaded tables; a sample sees their rows at its own time, as in any Feast view."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,10 +54,10 @@ def known_users(log: pa.Table) -> dict[str, Known]:
 
 
 def samples_of(repo: Path) -> list[dict[str, Any]]:
-    """Return every behavior of the log as a training sample with every LIBER feature."""
+    """Return every behavior of the log as a training sample with every feature of the repo."""
     store = kit.open_store(repo)
-    entities = kit.log_of(repo).select(["user_id", "event_timestamp"]).to_pandas()
-    features = kit.features_of(store, *kit.LIBER_VIEWS)
+    entities = kit.log_of(repo).select(["user_id", "item_id", "event_timestamp"]).to_pandas()
+    features = kit.features_of(store, *kit.LIBER_VIEWS, *SOURCE_VIEWS)
     found: list[dict[str, Any]] = (
         store.get_historical_features(entities, features, full_feature_names=True).to_arrow().to_pylist()
     )
@@ -76,6 +78,11 @@ def samples(repo: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def users(repo: Path) -> Mapping[str, Known]:
     return known_users(kit.log_of(repo))
+
+
+def test_no_view_of_the_repo_is_left_out(repo: Path) -> None:
+    store = kit.open_store(repo)
+    assert {view.name for view in store.list_all_feature_views()} == {*kit.LIBER_VIEWS, *SOURCE_VIEWS}
 
 
 def test_the_samples_have_ties_and_fill_caches(users: Mapping[str, Known]) -> None:
@@ -155,6 +162,37 @@ def test_a_behavior_that_fills_its_cache_does_not_see_its_own_partition(
     assert sum(place.values()) == sum(len(known.times) for known in users.values())
 
 
+def test_the_raw_stream_shows_no_later_behavior_and_no_service_reads_it(
+    repo: Path, samples: list[dict[str, Any]]
+) -> None:
+    at: dict[tuple[str, datetime], set[tuple[str, float]]] = defaultdict(set)
+    for row in kit.log_of(repo).to_pylist():
+        at[row["user_id"], row["event_timestamp"]].add((row["item_id"], row["rating"]))
+    for sample in samples:  # it is a behavior itself, so the latest at its time may be its own: a label
+        shown = (sample["behaviors__item_id"], sample["behaviors__rating"])
+        assert shown in at[sample["user_id"], sample["event_timestamp"]]
+    services = kit.open_store(repo).list_feature_services()
+    read = {projection.name for service in services for projection in service.feature_view_projections}
+    assert read and "behaviors" not in read
+
+
+def test_what_was_not_yet_created_is_not_seen_when_created_times_count(repo: Path) -> None:
+    store = kit.open_store(repo)
+    newest = kit.log_of(repo).slice(len(kit.log_of(repo)) - 1).select(["user_id", "event_timestamp"]).to_pandas()
+    features = kit.features_of(store, *kit.LIBER_VIEWS)
+    later = newest.assign(event_timestamp=pd.Timestamp.now("UTC").as_unit("us") + pd.Timedelta(days=1))
+    then, now = (
+        store.get_historical_features(
+            frame, features, full_feature_names=True, filter_by_created_timestamp=True
+        ).to_arrow()
+        for frame in (newest, later)
+    )
+    published = [name for name in then.column_names if name.split("__")[0] in kit.LIBER_VIEWS[1:]]
+    assert all(then[name][0].as_py() is None for name in published)
+    assert all(now[name][0].as_py() is not None for name in published)
+    assert then["behavior_sequence__behavior_count"][0].as_py()  # the log has no created time
+
+
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_features_do_not_depend_on_what_comes_at_or_after_their_sample(
     repo: Path, samples: list[dict[str, Any]], tmp_path: Path, share: float
@@ -165,16 +203,56 @@ def test_features_do_not_depend_on_what_comes_at_or_after_their_sample(
     write_deltalake(str(other / "data" / "behaviors"), _changed_from(log, cut=cut), mode="overwrite")
     store = kit.open_store(other)
     store.materialize(kit.START, kit.END)
+    _write_new_versions(other, after=cut)
     changed = {row["user_id"]: row for row in kit.published(other, "partition_summary")}
     assert changed != {row["user_id"]: row for row in kit.published(repo, "partition_summary")}
 
-    early = [sample for sample in samples if sample["event_timestamp"] <= cut]
-    entities = pd.DataFrame([{name: sample[name] for name in ("user_id", "event_timestamp")} for sample in early])
-    features = kit.features_of(store, *kit.LIBER_VIEWS)
+    entities = pd.DataFrame(
+        [{name: row[name] for name in ("user_id", "item_id", "event_timestamp")} for row in samples]
+    )
+    features = kit.features_of(store, *kit.LIBER_VIEWS, *SOURCE_VIEWS)
     history = store.get_historical_features(entities, features, full_feature_names=True).to_arrow().to_pylist()
     kit.close(store)
-    assert history == early
-    assert any(sample["fused_vector__fused"] for sample in early)
+    early = [place for place, sample in enumerate(samples) if sample["event_timestamp"] <= cut]
+    for place in early:
+        assert _without_raw_stream(history[place]) == _without_raw_stream(samples[place])
+    assert any(samples[place]["fused_vector__fused"] for place in early)
+    for sample in history[len(early) :]:
+        assert (sample["user_profile__profile"], sample["item_attributes__title"]) == ("changed", "changed")
+
+
+def test_a_summary_is_made_of_what_was_known_when_its_partition_was_sealed(
+    repo: Path, samples: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    cut = kit.log_of(repo)["event_timestamp"][-1].as_py()
+    other = kit.repo_to_push_to(tmp_path / "other")
+    _write_new_versions(other, after=cut)
+    store = kit.open_store(other)
+    store.materialize(kit.START, kit.END)
+    entities = pd.DataFrame([{name: row[name] for name in ("user_id", "event_timestamp")} for row in samples])
+    found = store.get_historical_features(entities, ["partition_summary:summary"]).to_arrow()
+    kit.close(store)
+    assert found["summary"].to_pylist() == [sample["partition_summary__summary"] for sample in samples]
+
+
+def _without_raw_stream(sample: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what depends on the order of a file: which of several behaviors at a sample's own time is shown."""
+    return {name: value for name, value in sample.items() if not name.startswith("behaviors__")}
+
+
+def _write_new_versions(repo: Path, *, after: datetime) -> None:
+    for table in ("users", "items"):
+        write_deltalake(str(repo / "data" / table), _new_version(repo / "data" / table, after=after), mode="append")
+
+
+def _new_version(path: Path, *, after: datetime) -> pa.Table:
+    """Return every row of a table once more, a microsecond later than a time and with other texts."""
+    rows = DeltaTable(str(path)).to_pyarrow_table()
+    moment = pa.array([after + timedelta(microseconds=1)] * len(rows), pa.timestamp("us", tz="UTC"))
+    changed = pa.array(["changed"] * len(rows))
+    for name in {"profile", "title"} & set(rows.column_names):
+        rows = rows.set_column(rows.column_names.index(name), name, changed)
+    return rows.set_column(rows.column_names.index("event_timestamp"), "event_timestamp", moment)
 
 
 def _changed_from(log: pa.Table, *, cut: datetime) -> pa.Table:
