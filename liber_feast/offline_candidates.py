@@ -153,7 +153,8 @@ def _worthwhile(
     parts = [between(time, snapshot.kind(time), low=low, high=int(known.max()), unit=rows.unit)]
     for key, own in keys:
         wanted, kind = rows.key(key.frame_name), snapshot.kind(own)
-        if wanted.type == kind and (pa.types.is_string(kind) or pa.types.is_integer(kind)):
+        plain = (pa.types.is_string(kind) or pa.types.is_integer(kind)) and own not in snapshot.converted
+        if wanted.type == kind and plain:
             distinct = pc.drop_null(pc.unique(wanted))
             parts.append(pc.field(own).isin(distinct) if len(distinct) <= KEY_FILTER_LIMIT else None)
     found = [part for part in parts if part is not None]

@@ -38,13 +38,11 @@ class EntityRows:
         return self.keys[name]
 
     @property
-    def time_range(self) -> tuple[datetime | None, datetime | None]:
-        """The first and the last event time, aware; None where there is none."""
-        if not self.known.any():
-            return None, None
+    def time_range(self) -> tuple[datetime, datetime]:
+        """The first and the last event time, aware; the epoch where there is none, for Feast saves no data set else."""
         known = rescale(self.times[self.known], source=self.unit, target="us")
-        ends = pa.array([int(known.min()), int(known.max())], pa.timestamp("us", tz="UTC"))
-        first, last = ends.to_pylist()
+        ends = [int(known.min()), int(known.max())] if len(known) else [0, 0]
+        first, last = pa.array(ends, pa.timestamp("us", tz="UTC")).to_pylist()
         return first.astimezone(UTC), last.astimezone(UTC)
 
 
@@ -167,11 +165,15 @@ def _window(view: FeatureView, *, snapshot: Snapshot, start: datetime, end: date
 
 
 def _to_arrow(frame: pd.DataFrame) -> pa.Table:
+    twice = list(dict.fromkeys(frame.columns[frame.columns.duplicated()]))
+    if twice:
+        raise ConfigError(f"{FRAME}: more than one column is named {', '.join(map(str, twice))}. Rename or drop one.")
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         reason = "; ".join(str(part) for part in reversed(error.args))
-        raise ConfigError(f"{FRAME}: a column has values of different types: {reason}.") from error
+        fault = "a type that Arrow lacks" if isinstance(error, pa.ArrowNotImplementedError) else "different types"
+        raise ConfigError(f"{FRAME}: a column has values of {fault}: {reason}.") from error
     return table.replace_schema_metadata(None)
 
 

@@ -36,7 +36,11 @@ class Pull:
     """Whether rows without a time are read too, whatever the window; else they are in no window."""
 
     def rows(self) -> pa.Table:
-        """Return the rows in their written order; times are UTC, a source without keys gets Feast's dummy key."""
+        """Return the rows in their written order; times are UTC.
+
+        A view's source without keys gets Feast's dummy key, which its engine asks for. Saved data sets and logs are
+        sources without a timestamp field of their own, and stay as they were written.
+        """
         snapshot = open_snapshot(locate(self.source, config=self.config))
         names = [*self.keys, *self.features, self.time, *([self.created] if self.created else [])]
         names = [snapshot.require(name) for name in (names if self.features else snapshot.dataset.schema.names)]
@@ -50,7 +54,7 @@ class Pull:
             values, unit, known = time_values(table.column(name), owner=snapshot.location.owner, name=name)
             aware = pa.array(values, pa.timestamp(unit, tz="UTC"), mask=~known)
             table = table.set_column(table.column_names.index(name), name, aware)
-        if not self.keys:
+        if not self.keys and self.source.timestamp_field:
             table = table.append_column(DUMMY_ENTITY_ID, pa.array([DUMMY_ENTITY_VAL] * table.num_rows, pa.string()))
         return table
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.fs
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from feast import FileSource, RepoConfig
@@ -22,7 +23,7 @@ from feast.data_format import DeltaFormat
 from feast.data_source import DataSource
 from feast.feature_view import FeatureView
 
-from liber_feast.errors import ConfigError, StoreNotReady
+from liber_feast.errors import ConfigError, LiberError, RetryableError, StoreNotReady, one_line
 from liber_feast.pit import Flags, Ints, rescale
 
 LOAD = "Run `liber load DATA --repo .` in the feature repo, or correct the path of the source"
@@ -73,6 +74,8 @@ class Snapshot:
 
     location: Location
     dataset: ds.Dataset
+    converted: frozenset[str] = frozenset()
+    """Columns read as another type than their files have; no filter names them, for Arrow compares the files' type."""
 
     def find(self, name: str) -> str | None:
         """Return the source's own name of a column that Feast calls `name`, or None where there is none."""
@@ -108,7 +111,8 @@ class Snapshot:
 
         Raises:
             ConfigError: a file is damaged or holds a column as another type than the first file.
-            StoreNotReady: files vanished since the source was opened.
+            StoreNotReady: the source vanished since it was opened.
+            RetryableError: some of its files did.
         """
         wanted = list(dict.fromkeys(names))
         try:
@@ -116,16 +120,31 @@ class Snapshot:
             options = _LOCAL_SCAN if self.location.is_local else None
             return self.dataset.to_table(columns=wanted, filter=where, fragment_scan_options=options)
         except FileNotFoundError as error:
-            raise not_ready(self.location) from error
+            raise self._vanished(error) from error
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
-            raise ConfigError(f"{self.location.owner}: {self.location.path} cannot be read: {error}.") from error
+            self._check_types(wanted, exactly=True)
+            raise ConfigError(
+                f"{self.location.owner}: {self.location.path} cannot be read: {one_line(error)}."
+            ) from error
 
-    def _check_types(self, names: Sequence[str]) -> None:
+    def _vanished(self, error: FileNotFoundError) -> LiberError:
+        try:
+            open_snapshot(self.location)
+        except StoreNotReady as gone:
+            return gone
+        return RetryableError(
+            f"{self.location.owner}: {self.location.path} was vacuumed or rewritten while it was read; ask again. If it"
+            f" fails again, a file of it was deleted by hand: {one_line(error)}."
+        )
+
+    def _check_types(self, names: Sequence[str], *, exactly: bool = False) -> None:
+        """Refuse a column that has another kind of type in a later file, with `exactly` another type at all."""
         if self.location.is_delta or len(self.dataset.files) == 1:  # a Delta table has one schema
             return
+        same = _readable if exactly else _family
         for fragment in self.dataset.get_fragments():
             for field in fragment.physical_schema:
-                if field.name in names and _family(field.type) != _family(self.kind(field.name)):
+                if field.name in names and same(field.type) != same(self.kind(field.name)):
                     raise ConfigError(
                         f"{self.location.owner}: column {field.name!r} has type {field.type} in {fragment.path} but"
                         f" {self.kind(field.name)} in the files before it. Rewrite the files with one type."
@@ -156,12 +175,11 @@ def open_snapshot(location: Location) -> Snapshot:
         ConfigError: what is there cannot be read.
     """
     try:
-        dataset = _delta(location) if location.is_delta else _parquet(location)
+        return _delta(location) if location.is_delta else _parquet(location)
     except (FileNotFoundError, TableNotFoundError) as error:
         raise not_ready(location) from error
     except (DeltaError, OSError, pa.ArrowException) as error:
-        raise ConfigError(f"{location.owner}: {location.path} cannot be read: {error}.") from error
-    return Snapshot(location=location, dataset=dataset)
+        raise ConfigError(f"{location.owner}: {location.path} cannot be read: {one_line(error)}.") from error
 
 
 def not_ready(location: Location) -> StoreNotReady:
@@ -215,17 +233,39 @@ def between(name: str, kind: pa.DataType, *, low: int | None, high: int | None, 
     return parts[0] & parts[-1] if parts else None
 
 
-def _parquet(location: Location) -> ds.Dataset:
+def _parquet(location: Location) -> Snapshot:
     filesystem, path = location.filesystem()
-    found: str | list[str] = path
     if filesystem is None and any(sign in path for sign in "*?["):
-        found = sorted(glob.glob(path, recursive=True))
-        if not found:
-            raise FileNotFoundError(path)
-    return ds.dataset(found, format="parquet", filesystem=filesystem, partitioning="hive")
+        found, base = sorted(glob.glob(path, recursive=True)), None
+    else:
+        found, base = _files(path, filesystem=filesystem or pa.fs.LocalFileSystem()), path
+    if not found:
+        raise FileNotFoundError(path)
+
+    def opened(schema: pa.Schema | None = None) -> ds.Dataset:
+        return ds.dataset(
+            found, schema=schema, format="parquet", filesystem=filesystem, partitioning="hive", partition_base_dir=base
+        )
+
+    dataset = opened()
+    readable = pa.schema([field.with_type(_readable(field.type)) for field in dataset.schema])
+    converted = frozenset(new.name for old, new in zip(dataset.schema, readable, strict=True) if old.type != new.type)
+    return Snapshot(location=location, dataset=opened(readable) if converted else dataset, converted=converted)
 
 
-def _delta(location: Location) -> ds.Dataset:
+def _files(path: str, *, filesystem: pa.fs.FileSystem) -> list[str]:
+    """Return the files of a folder in the order of their names, or the one file.
+
+    What starts with a dot or an underscore is no data, but a partition's folder may: Feast logs by `__log_date`.
+    """
+    if filesystem.get_file_info(path).type != pa.fs.FileType.Directory:
+        return [path]
+    found = [info.path for info in filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True)) if info.is_file]
+    parts = [(file, file[len(path) :].strip("/").split("/")) for file in found]
+    return sorted(file for file, names in parts if not any(one[0] in "._" and "=" not in one for one in names))
+
+
+def _delta(location: Location) -> Snapshot:
     table = DeltaTable(location.path, storage_options=location.storage_options or None)
     dataset = table.to_pyarrow_dataset()
     actions = pa.table(table.get_add_actions(flatten=True))
@@ -233,7 +273,26 @@ def _delta(location: Location) -> ds.Dataset:
     committed = {unquote(path): time for path, time in times.items()}
     # deltalake lists the newest commit first.
     fragments = sorted(reversed(list(dataset.get_fragments())), key=lambda fragment: committed[fragment.path])
-    return ds.FileSystemDataset(fragments, dataset.schema, dataset.format, dataset.filesystem)
+    ordered = ds.FileSystemDataset(fragments, dataset.schema, dataset.format, dataset.filesystem)
+    return Snapshot(location=location, dataset=ordered)
+
+
+def _readable(kind: pa.DataType) -> pa.DataType:
+    """Return a type as a scan can filter and take it: views on texts, bytes and lists become these themselves."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_readable(field.type)) for field in kind])
+    for test, make in ((pa.types.is_list_view, pa.list_), (pa.types.is_list, pa.list_), (_is_large, pa.large_list)):
+        if test(kind):
+            return make(kind.value_field.with_type(_readable(kind.value_type)))
+    return kind
+
+
+def _is_large(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_large_list, pa.types.is_large_list_view))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -249,7 +308,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _family(kind: pa.DataType) -> str:
-    kind = _plain(kind)
+    kind = _plain(_readable(kind))
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_timestamp)
     found = next((test.__name__ for test in tests if test(kind)), str(kind))
     return found.removeprefix("large_")

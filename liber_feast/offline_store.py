@@ -7,7 +7,7 @@ interface lies in `offline_read`, `offline_entities`, `offline_candidates`, `off
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from liber_feast.offline_read import Snapshot, feast_types, locate, open_snapsho
 from liber_feast.offline_write import add_files, append, save
 
 logger = logging.getLogger(__name__)
+
+INSTEAD = "use to_arrow(), to_df(), or persist() with a path"
 
 
 class LiberOfflineStoreConfig(FeastConfigBaseModel):
@@ -82,6 +84,14 @@ class LiberRetrievalJob(RetrievalJob):
         """Write the result, on-demand features included, to Parquet or Delta."""
         location = locate(storage.to_data_source(), config=self._config)
         save(self.to_arrow(timeout=timeout), location=location, overwrite=allow_overwrite)
+
+    def to_sql(self) -> str:
+        """Refuse: there is no SQL behind a join of files."""
+        raise NotImplementedError(f"the offline store joins files and has no SQL; {INSTEAD}.")
+
+    def to_remote_storage(self) -> list[str]:
+        """Refuse: there is no staging location; `supports_remote_storage_export` says so beforehand."""
+        raise NotImplementedError(f"the offline store has no staging location; {INSTEAD}.")
 
 
 class LiberOfflineStore(OfflineStore):
@@ -238,7 +248,7 @@ class _Frame:
 
     rows: Callable[[Sequence[Snapshot]], EntityRows]
     keys: list[str]
-    time_range: tuple[datetime | None, datetime | None]
+    time_range: tuple[datetime, datetime]
 
 
 def _frame(
@@ -312,7 +322,7 @@ def _open_all(requests: Sequence[ViewRequest], *, config: RepoConfig) -> list[Sn
         location = locate(request.view.batch_source, config=config, view=request.view)
         if location.path not in opened:
             opened[location.path] = open_snapshot(location)
-        snapshots.append(Snapshot(location=location, dataset=opened[location.path].dataset))
+        snapshots.append(replace(opened[location.path], location=location))
     return snapshots
 
 

@@ -5,6 +5,7 @@ ones and an interrupted write leaves the old ones.
 """
 
 import os
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.fs
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 from feast.errors import SavedDatasetLocationAlreadyExists
 
-from liber_feast.errors import ConfigError
+from liber_feast.errors import ConfigError, one_line
 from liber_feast.offline_read import Location, open_snapshot
 
 DELTA_UNITS = {"s", "ms", "ns"}
@@ -37,7 +39,7 @@ def append(table: pa.Table, *, location: Location) -> None:
         return
     filesystem, path = location.filesystem()
     if filesystem is None and Path(path).is_dir():
-        _replace(rows, path=str(Path(path) / f"{uuid.uuid4().hex}.parquet"), filesystem=None)
+        _replace(rows, path=str(Path(path) / _next_name(path, last=snapshot.dataset.files[-1])), filesystem=None)
         return
     earlier = snapshot.read(snapshot.dataset.schema.names)
     _replace(pa.concat_tables([earlier, rows]), path=path, filesystem=filesystem)
@@ -62,7 +64,7 @@ def save(table: pa.Table, *, location: Location, overwrite: bool) -> None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         _replace(table, path=path, filesystem=filesystem)
     else:
-        ds.write_dataset(table, path, format="parquet", filesystem=filesystem, existing_data_behavior="delete_matching")
+        _replace_folder(table, path=path, filesystem=filesystem)
 
 
 def add_files(table: pa.Table, *, location: Location, partition_by: Sequence[str] | None) -> None:
@@ -99,6 +101,25 @@ def _replace(table: pa.Table, *, path: str, filesystem: Any) -> None:
         beside.unlink(missing_ok=True)
 
 
+def _next_name(folder: str, *, last: str) -> str:
+    """Return a name that comes after the last file of a folder: its files are read in the order of their names."""
+    stem = Path(last).relative_to(folder).parts[0].removesuffix(".parquet")
+    before, _, count = stem.rpartition("~")
+    return f"{before if count.isdigit() and before else stem}~{time.time_ns()}.parquet"
+
+
+def _replace_folder(table: pa.Table, *, path: str, filesystem: Any) -> None:
+    """Leave one file in a folder, for an empty table too: it has the columns."""
+    files = filesystem or pa.fs.LocalFileSystem()
+    files.create_dir(path, recursive=True)
+    earlier = [info.path for info in files.get_file_info(pa.fs.FileSelector(path, recursive=True)) if info.is_file]
+    place = f"{path.rstrip('/')}/part-0.parquet"
+    _replace(table, path=place, filesystem=filesystem)
+    for file in earlier:
+        if file != place:
+            files.delete_file(file)
+
+
 def _fit(table: pa.Table, *, schema: pa.Schema, location: Location) -> pa.Table:
     missing = sorted(set(schema.names) - set(table.column_names))
     unknown = sorted(set(table.column_names) - set(schema.names))
@@ -115,7 +136,7 @@ def _fit(table: pa.Table, *, schema: pa.Schema, location: Location) -> pa.Table:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ConfigError(
                 f"{location.owner}: column {field.name!r} to write has type {table.schema.field(field.name).type}; it"
-                f" does not fit {field.type} of {location.path}: {error}."
+                f" does not fit {field.type} of {location.path}: {one_line(error)}."
             ) from error
     return pa.table(columns, schema=schema)
 

@@ -1,4 +1,4 @@
-"""The files behind the offline store: schemas, pulls, appends, saved data sets, logs, and files that are missing."""
+"""The files behind the offline store: schemas, pulls, and files that are missing, damaged or of several types."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -7,15 +7,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from feast import FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource
-from feast.data_format import DeltaFormat
-from feast.errors import SavedDatasetLocationAlreadyExists
-from feast.feature_logging import LoggingConfig, LoggingDestination
-from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
+from feast import FeatureStore, FeatureView, Field, FileSource, PushSource
 from feast.types import Array, Float64, Int64, String
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,10 +29,6 @@ from tests.offline_repo import (
     times,
     user,
     write_parquet,
-)
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:(Saving dataset|Retrieving datasets) is an experimental feature:RuntimeWarning"
 )
 
 AGES = {"user_id": ["a", "b"], "event_timestamp": times([1, 2]), "age": pa.array([30, 40], pa.int64())}
@@ -200,16 +190,6 @@ def test_a_pull_without_features_or_dates_reads_every_column(ages: FeatureStore)
     assert found.to_dict("list") == {"user_id": ["a", "b"], "event_timestamp": [second(1), second(2)], "age": [30, 40]}
 
 
-def test_written_rows_come_after_those_that_were_there(ages: FeatureStore) -> None:
-    frame = pd.DataFrame({"age": [41, 50], "event_timestamp": [second(2), second(3)], "user_id": ["b", "c"]})
-    ages.write_to_offline_store("ages", frame)
-    assert ages_at(ages, ["a", "b", "c"]) == [30, 41, 50]
-    written: list[int] = []
-    table = pa.table({"user_id": ["b"], "event_timestamp": times([2], pa.timestamp("ns")), "age": [42]})
-    STORE.offline_write_batch(ages.config, ages.get_feature_view("ages"), table, written.append)
-    assert (ages_at(ages, ["b"]), written) == ([42], [1])
-
-
 def test_of_delta_commits_the_later_one_wins_a_tie(tmp_path: Path) -> None:
     for age in range(6):
         table = pa.table({"user_id": ["a"], "event_timestamp": times([1]), "age": [age]})
@@ -234,67 +214,6 @@ def test_a_snapshot_does_not_see_what_is_written_after_it_was_opened(tmp_path: P
     write_deltalake(tmp_path / "ages", pa.table(AGES), mode="append")
     write_deltalake(tmp_path / "ages", pa.table({**AGES, "age": [1, 2]}), mode="overwrite")
     assert snapshot.read(["age"]).column("age").to_pylist() == [30, 40]
-
-
-def test_a_folder_or_a_pattern_of_parquet_files_is_one_source(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "ages/1.parquet", AGES)
-    store = open_store(tmp_path)
-    folder = view_on(parquet("ages"))
-    store.apply([user, folder, view_on(parquet("ages/*.parquet"), name="pattern")])
-    STORE.offline_write_batch(
-        store.config, folder, pa.table({**AGES, "event_timestamp": times([3, 3]), "age": [31, 41]}), None
-    )
-    assert ages_at(store, ["a", "b"]) == [31, 41]
-    found = rows_of(store, entity_frame(["a"], [9]), ["pattern:age"])
-    assert found[0]["age"] == 31
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"user_id": ["c"], "age": [1]}, "missing event_timestamp, unknown none"),
-        ({**AGES, "size": [1, 2]}, "missing none, unknown size"),
-        ({**AGES, "age": ["old", "older"]}, "column 'age' to write has type string; it does not fit int64"),
-    ],
-    ids=["missing", "unknown", "type"],
-)
-def test_rows_that_do_not_fit_are_refused_and_nothing_is_written(
-    ages: FeatureStore, columns: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        STORE.offline_write_batch(ages.config, ages.get_feature_view("ages"), pa.table(columns), None)
-    assert ages_at(ages, ["a", "b", "c"]) == [30, 40, None]
-
-
-@pytest.mark.parametrize("path", ["saved.parquet", "saved", "saved_delta"])
-def test_a_saved_data_set_holds_the_result(ages: FeatureStore, path: str) -> None:
-    file_format = {"file_format": DeltaFormat()} if path == "saved_delta" else {}
-    storage = SavedDatasetFileStorage(path=path, **file_format)
-    job = ages.get_historical_features(entity_frame(["b", "a"], [9, 8]), ["ages:age"])
-    saved = ages.create_saved_dataset(job, name="first", storage=storage)
-    assert sorted(saved.to_df()["age"]) == [30, 40]
-    assert (Path(ages.config.repo_path) / path).exists()
-    with pytest.raises(SavedDatasetLocationAlreadyExists):
-        job.persist(storage)
-    smaller = ages.get_historical_features(entity_frame(["b"], [9]), ["ages:age"])
-    smaller.persist(storage, allow_overwrite=True)
-    assert ages.get_saved_dataset("first").to_df()["age"].tolist() == [40]
-
-
-@pytest.mark.parametrize("partition_by", [None, ["region"]], ids=["flat", "partitioned"])
-def test_logged_features_are_added_file_by_file(tmp_path: Path, partition_by: list[str] | None) -> None:
-    store = open_store(tmp_path)
-    service = FeatureService(
-        name="served",
-        features=[],
-        logging_config=LoggingConfig(destination=FileLoggingDestination(path="logs", partition_by=partition_by)),
-    )
-    config = service.logging_config
-    logs = pa.table({"score": [1.0], "region": ["north"]})
-    pq.write_table(logs, tmp_path / "one.parquet")
-    for data in (logs, tmp_path / "one.parquet"):
-        STORE.write_logged_features(store.config, data, None, config, None)
-    assert ds.dataset(tmp_path / "logs", partitioning="hive").to_table().column("score").to_pylist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -326,30 +245,6 @@ def test_a_file_that_vanishes_meanwhile_is_reported_as_missing(tmp_path: Path) -
     (tmp_path / "ages.parquet").unlink()
     with pytest.raises(StoreNotReady, match="there is no Parquet file"):
         snapshot.read(["age"])
-
-
-def test_a_column_whose_type_changed_between_files_is_named(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "ages/1.parquet", AGES)
-    write_parquet(tmp_path / "ages/2.parquet", {**AGES, "age": ["31", "41"]})
-    store = open_store(tmp_path)
-    store.apply([user, view_on(parquet("ages"), schema=[Field(name="age", dtype=Int64)])])
-    with pytest.raises(ConfigError, match=r"'ages': column 'age' has type string in .*2\.parquet but int64"):
-        ages_at(store, ["a"])
-
-
-def test_wider_integers_and_other_time_units_between_files_are_read(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "ages/1.parquet", AGES)
-    write_parquet(
-        tmp_path / "ages/2.parquet",
-        {
-            "user_id": ["c"],
-            "event_timestamp": times([3], pa.timestamp("ms", tz="UTC")),
-            "age": pa.array([7], pa.int32()),
-        },
-    )
-    store = open_store(tmp_path)
-    store.apply([user, view_on(parquet("ages"), schema=[Field(name="age", dtype=Int64)])])
-    assert ages_at(store, ["a", "c"]) == [30, 7]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -422,11 +317,6 @@ def test_an_object_stores_endpoint_reaches_deltalake(tmp_path: Path) -> None:
     )
 
 
-def test_a_pattern_that_matches_no_file_is_a_missing_source(tmp_path: Path) -> None:
-    with pytest.raises(StoreNotReady, match="no Parquet file at"):
-        open_snapshot(locate(parquet("ages/*.parquet"), config=open_store(tmp_path).config))
-
-
 def test_a_damaged_delta_log_is_named(tmp_path: Path) -> None:
     write_deltalake(tmp_path / "ages", pa.table(AGES))
     next((tmp_path / "ages/_delta_log").glob("*.json")).write_text("not json")
@@ -443,23 +333,3 @@ def test_vectors_of_a_fixed_width_and_views_on_texts_have_feasts_types(tmp_path:
         "vector": "fixed_size_list<item: float>[2]",
         "text": "string",
     }
-
-
-class Elsewhere(LoggingDestination):
-    """A destination of another store."""
-
-    def to_data_source(self) -> FileSource:
-        return parquet("elsewhere")
-
-    def to_proto(self) -> None:
-        return None
-
-    @classmethod
-    def from_proto(cls, config_proto: object) -> "Elsewhere":
-        return cls()
-
-
-def test_logs_go_to_files_alone(tmp_path: Path) -> None:
-    logs, store = pa.table({"score": [1.0]}), open_store(tmp_path)
-    with pytest.raises(ConfigError, match="the destination is Elsewhere; use FileLoggingDestination"):
-        STORE.write_logged_features(store.config, logs, None, LoggingConfig(destination=Elsewhere()), None)

@@ -4,7 +4,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -137,55 +136,6 @@ def test_every_entity_row_gets_the_latest_row_at_or_before_its_time(
     for row, (key, time) in zip(found, frame, strict=True):
         best = latest(rows, key, time, ttl=TTLS.get(view, 0), by_created=view != "bare", cut=cut)
         assert (row["score"], row["tags"]) == ((None, None) if best is None else (best.score, best.tags))
-
-
-DISTINCT_ROWS = st.lists(
-    st.builds(Row, user_id=USERS, time=SECONDS, created=SECONDS, score=SCORES, tags=TAGS),
-    min_size=1,
-    max_size=15,
-    unique_by=lambda row: (row.user_id, row.time, row.created),
-)
-
-
-@settings(max_examples=25)
-@given(
-    rows=DISTINCT_ROWS,
-    frame=FRAMES.filter(bool),
-    kind=st.sampled_from(UNITS),
-    cut=st.booleans(),
-    full=st.booleans(),
-)
-def test_results_equal_those_of_feasts_duckdb_store(
-    stores: dict[str, FeatureStore],
-    repo: Path,
-    rows: list[Row],
-    frame: list[tuple[str | None, int]],
-    kind: pa.DataType,
-    cut: bool,
-    full: bool,
-) -> None:
-    write_rows(repo, rows, kind=kind)
-    features = ["forever:score", "short:tags", "forever:tags"] if full else ["forever:score", "short:tags"]
-
-    def result(name: str) -> pd.DataFrame:
-        entities = entity_frame([key for key, _ in frame], [time for _, time in frame], place=range(len(frame)))
-        job = stores[name].get_historical_features(
-            entity_df=entities, features=features, full_feature_names=full, filter_by_created_timestamp=cut
-        )
-        return job.to_df().sort_values("place", ignore_index=True)
-
-    ours, theirs = result("liber"), result("duckdb")
-    assert sorted(ours.columns) == sorted(theirs.columns)
-    for name in ours.columns:
-        assert [plain(value) for value in ours[name]] == [plain(value) for value in theirs[name]], name
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | list):
-        return list(value)
-    if isinstance(value, pd.Timestamp):
-        return value.tz_convert("UTC") if value.tzinfo else value.tz_localize("UTC")
-    return None if value is None or pd.isna(value) else value
 
 
 def test_a_time_finer_than_the_sources_unit_does_not_reach_a_later_row(
@@ -363,8 +313,15 @@ def test_without_a_frame_several_views_meet_at_every_key_and_time_of_the_window(
         (entity_frame(["a", 7], [1, 1]), "values of different types.*user_id"),
         (entity_frame(["a"], [1], age=[3]), "feature 'age' has the name of another column"),
         ("SELECT 1", "no SQL engine; pass a pandas DataFrame"),
+        (entity_frame(["a"], [1]).assign(x=1, y=2).rename(columns={"y": "x"}), "more than one column is named x"),
+        (entity_frame(["a"], [1], x=[1j]), "a type that Arrow lacks.*x"),
+        (entity_frame(["a"], [1]).set_index("event_timestamp"), "no column 'event_timestamp'"),
+        (pd.DataFrame(), "no column 'event_timestamp'.*no columns"),
     ],
-    ids=["no time", "text time", "integer time", "no key", "key type", "mixed key", "name clash", "query"],
+    ids=[
+        *("no time", "text time", "integer time", "no key", "key type", "mixed key", "name clash", "query"),
+        *("same name", "foreign type", "time as index", "nothing at all"),
+    ],
 )
 def test_bad_frames_end_in_one_line_that_says_what_to_do(wide: FeatureStore, frame: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
