@@ -101,7 +101,7 @@ def test_without_values_every_window_is_zeros() -> None:
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=6),
     width=st.integers(1, 8),
-    padding=st.integers(-1, 2**31 - 1),
+    padding=st.integers(18, windows.INDEX_LIMIT),
     kind=st.sampled_from([torch.int32, torch.int64]),
 )
 def test_an_index_names_the_last_rows_of_each_window_and_then_the_padding(
@@ -117,11 +117,11 @@ def test_an_index_names_the_last_rows_of_each_window_and_then_the_padding(
 
 def test_an_index_may_be_changed_without_a_trace_in_the_next() -> None:
     starts, lengths = torch.tensor([3, 5]), torch.tensor([2, 3])
-    index, there = window_index(starts, lengths, width=3, padding=0)
+    index, there = window_index(starts, lengths, width=3, padding=9)
     index.zero_()
     there.zero_()
-    again, there_again = window_index(starts, lengths, width=3, padding=0)
-    assert again.tolist() == [[3, 4, 0], [5, 6, 7]]
+    again, there_again = window_index(starts, lengths, width=3, padding=9)
+    assert again.tolist() == [[3, 4, 9], [5, 6, 7]]
     assert there_again.tolist() == [[True, True, False], [True, True, True]]
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from liber_feast.errors import DataSetError
 
-INDEX_LIMIT = int(np.iinfo(np.int32).max)
-"""Rows a table may have: positions are int32, half the memory of int64."""
+INDEX_LIMIT = 1 << 30
+"""Rows a table may have: positions are int32, half the memory of int64, and leave room for as much again."""
 BLOCK_ROWS = 1 << 18
 """Rows copied at once; Arrow's arrays are read-only, which torch takes only as a copy."""
 
@@ -64,24 +64,25 @@ def window_index(starts_B: Tensor, lengths_B: Tensor, *, width: int, padding: in
     """Return the rows of windows as (B, width), `padding` at their ends, and (B, width) bool where a row is.
 
     Of a window longer than `width` the last rows are kept. Starts and lengths are integers of one type on one device,
-    and so are the rows; `padding` is one of that type.
+    and so are the rows; `padding` comes after every row and is at most `INDEX_LIMIT`.
     """
-    steps_W, filled_KW = _steps(width, starts_B.dtype, starts_B.device)
+    offsets_KW, filled_KW = _steps(width, starts_B.dtype, starts_B.device)
     kept_B = lengths_B.clamp(max=width)
-    there_BW = filled_KW.index_select(0, kept_B)
-    first_B = starts_B + lengths_B - kept_B
-    return torch.where(there_BW, first_B[:, None] + steps_W, padding), there_BW
+    index_BW = offsets_KW.index_select(0, kept_B)
+    index_BW.add_((starts_B + lengths_B).sub_(kept_B)[:, None]).clamp_(max=padding)
+    return index_BW, filled_KW.index_select(0, kept_B)
 
 
 @lru_cache(maxsize=4)
 def _steps(width: int, kind: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the integers below `width`, and as (width + 1, width) bool where a window of k rows has one.
+    """Return by a window's length k, 0 to `width`, its offsets (width + 1, width), and as bool where a row is.
 
-    Kept because a batch's index is many small operations, each of which costs more to start than to run, and because
-    a comparison takes a CPU several times as long as copying its result from here.
+    An offset behind the window is `INDEX_LIMIT`, which takes any start beyond the padding. Kept, because comparing
+    and choosing takes several times as long as copying the result from here.
     """
     steps = torch.arange(width + 1, dtype=kind, device=device)
-    return steps[:width], steps[:width] < steps[:, None]
+    filled = steps[:width] < steps[:, None]
+    return torch.where(filled, steps[:width], INDEX_LIMIT), filled
 
 
 def load_table(values: npt.NDArray[Any], *, device: torch.device) -> WindowTable:
