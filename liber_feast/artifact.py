@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from liber_feast.errors import ArtifactError, ConfigError, one_line
 from liber_feast.inputs import Batch, InputShape, InputSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG, METRICS, INPUTS = "config.json", "metrics.json", "inputs.json"
 MODEL_TENSORS, INPUT_TENSORS, FUSION_FOLDER = "model.safetensors", "inputs.safetensors", "fusion"
 
@@ -132,7 +132,9 @@ def write_artifact(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     written = {
         MODEL_TENSORS: tensor_bytes(tensors),
-        INPUT_TENSORS: array_bytes({"item_codes": spec.items.codes, "item_numbers": spec.items.numbers}),
+        INPUT_TENSORS: array_bytes(
+            {"item_codes": spec.items.codes, "item_numbers": spec.items.numbers, "item_times": spec.items.times}
+        ),
         INPUTS: _json_bytes(spec.to_json()),
         METRICS: _json_bytes(metrics),
     }
@@ -159,7 +161,10 @@ def load_artifact(folder: Path) -> Artifact:
         facts = RunFacts(**{name: config[name] for name in RunFacts.__dataclass_fields__})
         arrays = parse_arrays(files[INPUT_TENSORS])
         spec = InputSpec.from_json(
-            _parse_json(files[INPUTS], path=folder / INPUTS), codes=arrays["item_codes"], numbers=arrays["item_numbers"]
+            _parse_json(files[INPUTS], path=folder / INPUTS),
+            codes=arrays["item_codes"],
+            numbers=arrays["item_numbers"],
+            times=arrays["item_times"],
         )
         model = build_backbone(facts.backbone, shape=spec.shape, config=facts.backbone_config)
         model.load_state_dict(parse_tensors(files[MODEL_TENSORS]))

@@ -42,6 +42,7 @@ from liber_feast.fields import (
     strings,
 )
 from liber_feast.partition_vectors import VECTORS, check_finite, read_partition_vectors
+from liber_feast.pit import as_of, key_codes
 from liber_feast.ragged import Ragged, list_values
 from liber_feast.recent_behaviors import RecentBehaviors, read_recent_behaviors
 
@@ -74,9 +75,14 @@ class InputShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ItemTable:
-    """The encoded fields of every item known at training; row 0 is the unknown item, row i + 1 is `ids[i]`."""
+    """The encoded fields of every item known at training; row 0 is the unknown item, row i + 1 is `ids[i]`.
+
+    An item whose attributes changed has a row for each of its versions, oldest first.
+    """
 
     ids: tuple[str, ...]
+    times: npt.NDArray[np.int64]
+    """(R,) from when on row i + 1 holds, microseconds since 1970 UTC."""
     codes: Ints
     numbers: Floats
 
@@ -87,8 +93,6 @@ class EncodedItems:
 
     codes: Ints
     numbers: Floats
-    known: npt.NDArray[np.bool_]
-    """(R,) whether the item is in the item table."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -143,7 +147,8 @@ class InputSpec:
     def encode(self, rows: pa.Table) -> Batch:
         """Return the arrays of `rows`, each a sample of one user and one candidate item, in their order.
 
-        With LIBER the memory comes from the column `fused` where there is one, else from `vectors`.
+        A candidate is as its own row describes it: what is known of it later is not in it. With LIBER the memory comes
+        from the column `fused` where there is one, else from `vectors`.
 
         Raises:
             ConfigError: with LIBER, rows with neither `vectors` nor `fused`, or of another width than the spec's.
@@ -156,8 +161,9 @@ class InputSpec:
     def encode_request(self, user: pa.Table, *, item_ids: Sequence[str], attributes: pa.Table | None = None) -> Batch:
         """Return the arrays of one user (one row) beside each of `item_ids`.
 
-        `attributes` are the online item attributes, one row per item id in the same order; they are used for
-        items that the item table does not know. Without them such an item is all unknown.
+        Candidates come from the item table, as they were last. `attributes` are the online item attributes, one row
+        per item id in the same order; they are used for items that the table does not know. Without them such an item
+        is all unknown.
 
         Raises: see `encode`; ConfigError also where `user` is not one row or `attributes` has other rows.
         """
@@ -170,18 +176,14 @@ class InputSpec:
         if attributes is not None:
             given = given.drop_columns([ITEM]) if ITEM in given.column_names else given
             given = given.append_column(ITEM, pa.array(list(item_ids), pa.string()))
-        users, items = self.encode_users(user), self.encode_items(given)
+        users, items = self.encode_users(user), self._known_items(given)
         count = len(item_ids)
         return self.batch(users, items=items, user_rows=np.zeros(count, np.int64), item_rows=np.arange(count))
 
     def encode_items(self, rows: pa.Table) -> EncodedItems:
-        """Return the candidates of `rows`: from the item table, else from the item columns of the row itself."""
-        found = look_up(strings(rows, ITEM), self._item_rows)
-        codes, numbers = self.items.codes[found], self.items.numbers[found]
-        new = np.flatnonzero(found == 0)
-        if len(new):
-            codes[new], numbers[new] = encode_fields(rows.take(pa.array(new)), self.item_fields, self._item_lookups)
-        return EncodedItems(codes=codes, numbers=numbers, known=found > 0)
+        """Return the candidates of `rows` from the item columns of each row itself."""
+        codes, numbers = encode_fields(rows, self.item_fields, self._item_lookups)
+        return EncodedItems(codes=codes, numbers=numbers)
 
     def encode_users(
         self, rows: pa.Table, *, recent: RecentBehaviors | None = None, vectors: Ragged[np.float32] | None = None
@@ -196,12 +198,12 @@ class InputSpec:
         codes, numbers = encode_fields(rows, self.user_fields, self._user_lookups)
         behaviors = read_recent_behaviors(rows, last=self.sequence_length) if recent is None else recent
         items, given = behaviors.last(self.sequence_length)
-        ratings = given.of(np.nan_to_num(floats(given.values)).astype(np.float32))
+        ratings = given.of(floats(given.values).astype(np.float32))
         users = EncodedUsers(
             codes=codes,
             numbers=numbers,
             dense=self._dense(rows, ratings=ratings),
-            history=items.of(look_up(items.values, self._item_rows)),
+            history=items.of(self._table_rows(items.values, times=behaviors.times)),
             ratings=ratings,
         )
         if not self.memory_width:
@@ -213,8 +215,9 @@ class InputSpec:
         return ratings > self.like_above
 
     def standard_ratings(self, ratings: Floats) -> Floats:
-        """Return ratings about their mean over the training part, in its deviations."""
-        return ((ratings - self.rating_mean) / self.rating_deviation).astype(np.float32)
+        """Return ratings about their mean over the training part, in its deviations; 0 where there is none."""
+        standard: Floats = np.nan_to_num((ratings - self.rating_mean) / self.rating_deviation).astype(np.float32)
+        return standard
 
     def batch(
         self, users: EncodedUsers, *, items: EncodedItems, user_rows: npt.NDArray[Any], item_rows: npt.NDArray[Any]
@@ -250,15 +253,37 @@ class InputSpec:
         }
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], *, codes: Ints, numbers: Floats) -> "InputSpec":
+    def from_json(
+        cls, document: Mapping[str, Any], *, codes: Ints, numbers: Floats, times: npt.NDArray[np.int64]
+    ) -> "InputSpec":
         """Return the spec that `to_json` described, with the arrays of its item table."""
         plain: dict[str, Any] = {name: document[name] for name in _PLAIN_NAMES}
         return cls(
             **plain,
             user_fields=_fields_from(document["user_fields"]),
             item_fields=_fields_from(document["item_fields"]),
-            items=ItemTable(ids=tuple(document["item_ids"]), codes=codes, numbers=numbers),
+            items=ItemTable(ids=tuple(document["item_ids"]), times=times, codes=codes, numbers=numbers),
         )
+
+    def _known_items(self, rows: pa.Table) -> EncodedItems:
+        """Return the candidates of `rows`: from the item table, else from the item columns of the row itself."""
+        found = look_up(strings(rows, ITEM), self._item_rows)
+        codes, numbers = self.items.codes[found], self.items.numbers[found]
+        new = np.flatnonzero(found == 0)
+        if len(new):
+            encoded = self.encode_items(rows.take(pa.array(new)))
+            codes[new], numbers[new] = encoded.codes, encoded.numbers
+        return EncodedItems(codes=codes, numbers=numbers)
+
+    def _table_rows(self, item_ids: pa.Array, *, times: npt.NDArray[np.int64] | None) -> Ints:
+        """Return the rows of the item table for items, as they were at `times`; None: as they were last."""
+        if times is None:
+            return look_up(item_ids, self._item_rows)
+        asked, groups = key_codes([item_ids.cast(pa.large_string())], [pa.array(self.items.ids, pa.large_string())])
+        places = np.flatnonzero(groups >= 0)
+        found = as_of(groups[places], self.items.times[places], query_groups=asked, query_times=times)
+        rows: Ints = np.append(places + 1, 0)[found].astype(np.int32)  # nothing is -1, the last
+        return rows
 
     @cached_property
     def _item_rows(self) -> dict[str, int]:

@@ -19,6 +19,8 @@ class RecentBehaviors:
     """(N,) texts."""
     ratings: pa.Array
     """(N,) float64, null where there is none."""
+    times: Offsets | None
+    """(N,) event times, microseconds since 1970 UTC; None where they are not known."""
 
     def last(self, count: int) -> tuple[RaggedValues, RaggedValues]:
         """Return the items and the ratings of the last `count` behaviors of each row."""
@@ -30,13 +32,25 @@ class RecentBehaviors:
 
 
 def read_recent_behaviors(rows: pa.Table, *, last: int) -> RecentBehaviors:
-    """Return the last `last` values of the columns `item_ids` and `ratings`.
+    """Return the last `last` values of the columns `item_ids` and `ratings`, and of `times` where there is one.
 
     Raises:
-        DataSetError: a row has more of one than of the other.
+        DataSetError: a row has more of one than of another.
     """
-    items = list_values(rows, "item_ids", kind=pa.string(), last=last)
-    ratings = list_values(rows, "ratings", kind=pa.float64(), last=last)
-    if not np.array_equal(items.lengths, ratings.lengths):
-        raise DataSetError("behavior_sequence: `item_ids` and `ratings` of a row differ in length.")
-    return RecentBehaviors(starts=items.starts, lengths=items.lengths, item_ids=items.values, ratings=ratings.values)
+    kinds = {"item_ids": pa.string(), "ratings": pa.float64(), "times": pa.int64()}
+    found = {
+        name: list_values(rows, name, kind=kind, last=last)
+        for name, kind in kinds.items()
+        if name != "times" or name in rows.column_names
+    }
+    items = found["item_ids"]
+    for name, values in found.items():
+        if not np.array_equal(items.lengths, values.lengths):
+            raise DataSetError(f"behavior_sequence: `item_ids` and `{name}` of a row differ in length.")
+    return RecentBehaviors(
+        starts=items.starts,
+        lengths=items.lengths,
+        item_ids=items.values,
+        ratings=found["ratings"].values,
+        times=found["times"].values.to_numpy() if "times" in found else None,
+    )

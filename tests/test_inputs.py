@@ -13,7 +13,7 @@ from liber_feast.errors import ConfigError, DataSetError
 from liber_feast.inputs import Batch, InputSpec
 from liber_feast.ragged import Ragged, RaggedValues, list_values
 from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, WIDTH, sample_table, without_vectors
-from training.fit_inputs import InputOptions, fit_inputs
+from training.fit_inputs import InputOptions, fit_inputs, item_versions
 
 FUSED_WIDTH = 4
 OPTIONS = InputOptions(sequence_length=5, memory_width=WIDTH, fused_width=FUSED_WIDTH, max_partitions=3)
@@ -116,13 +116,62 @@ def test_a_padded_batch_of_vectors_holds_the_last_partitions_and_zeros(rows: lis
         assert not batch["sealed"][row][len(kept) :].any()
 
 
+def test_an_item_of_a_history_is_as_it_was_when_the_behavior_was_and_a_candidate_as_its_row_says() -> None:
+    moments = pa.array([10, 20, 30], pa.timestamp("us", tz="UTC"))
+    versions = {
+        "item_id": ["i1", "i1", "i2"],
+        "categories": [["War"], ["Drama"], ["Horror"]],
+        "event_timestamp": moments,
+    }
+    catalog = item_versions(pa.table({**versions, "title": pa.nulls(3), "period": pa.nulls(3), "price": pa.nulls(3)}))
+    found = fitted(BASELINE, catalog=catalog)
+    names = {code: name for name, code in found._item_lookups["categories"].items()}
+    history = {"item_ids": [["i1", "i1", "i1", "i2"]], "ratings": [[4.0] * 4], "times": [[9, 10, 25, 25]]}
+    row = pa.table({**history, "item_id": ["i1"], "categories": pa.array([["Comedy"]])})
+    shown = found.encode(row)
+
+    def categories(codes: np.ndarray[Any, Any]) -> list[set[str]]:
+        return [{names[code] for code in some if code in names} for some in codes.tolist()]
+
+    assert categories(shown["history_codes"][0])[:4] == [set(), {"War"}, {"Drama"}, set()]
+    assert categories(shown["item_codes"]) == [{"Comedy"}]
+    without_times = found.encode(row.drop_columns(["times"]))
+    assert categories(without_times["history_codes"][0])[:4] == [{"Drama"}, {"Drama"}, {"Drama"}, {"Horror"}]
+
+
+def test_of_versions_of_one_item_and_time_the_one_created_last_counts() -> None:
+    moments = pa.array([20, 20, 10, None], pa.timestamp("us", tz="UTC"))
+    created = pa.array([7, 5, None, 1], pa.timestamp("us", tz="UTC"))
+    rows = pa.table(
+        {
+            "item_id": ["b", "b", "b", "b"],
+            "title": list("pqrs"),
+            "event_timestamp": moments,
+            "created_timestamp": created,
+        }
+    )
+    assert item_versions(rows)["title"].to_pylist() == ["r", "p"]
+    assert item_versions(rows.slice(0, 0)).num_rows == 0
+
+
+def test_a_behavior_without_a_rating_has_the_mean_one_and_is_not_liked() -> None:
+    batch = baseline().encode_request(one_user(ratings=[None, 5.0]), item_ids=["i1"])
+    assert batch["history_rating"][0, 0] == 0
+    assert batch["history_liked"][0, :2].tolist() == [False, True]
+    assert batch["history_mask"][0, :2].all()
+
+
 def test_a_request_gives_what_its_rows_give() -> None:
     user = {"age_group": ["25-34"], "item_ids": [["i3", "new"]], "ratings": [[4.0, 2.0]], "behavior_count": [9]}
-    ids = ["i1", "new", "i2"]
-    attributes = {"item_id": ids, "categories": [["War"], ["Drama", "War"], None], "period": ["1980s", "1990s", None]}
-    rows = {**{name: value * 3 for name, value in user.items()}, **attributes}
-    found = baseline().encode_request(pa.table(user), item_ids=ids, attributes=pa.table(attributes))
-    assert_equal(found, baseline().encode(pa.table(rows)))
+    known = {row["item_id"]: row for row in table().select(["item_id", *ITEM_COLUMNS]).to_pylist()}
+    new = {"item_id": "new", "categories": ["Drama", "War"], "period": "1990s", "title": None, "price": 3.0}
+    attributes = pa.Table.from_pylist([known["i1"], new, known["i2"]])
+    ids = attributes["item_id"].to_pylist()
+    rows = pa.table({name: value * 3 for name, value in user.items()})
+    for name in attributes.column_names:
+        rows = rows.append_column(name, attributes[name])
+    found = baseline().encode_request(pa.table(user), item_ids=ids, attributes=attributes)
+    assert_equal(found, baseline().encode(rows))
 
 
 def test_a_known_item_is_what_training_knew_and_a_new_one_what_the_store_says() -> None:
@@ -195,7 +244,8 @@ def test_a_missing_number_is_told_from_the_mean() -> None:
 
 def test_a_spec_survives_its_json() -> None:
     document = json.loads(json.dumps(spec().to_json()))
-    back = InputSpec.from_json(document, codes=spec().items.codes, numbers=spec().items.numbers)
+    items = spec().items
+    back = InputSpec.from_json(document, codes=items.codes, numbers=items.numbers, times=items.times)
     assert back.shape == spec().shape
     assert back.item_fields == spec().item_fields
     assert_equal(back.encode(table()), spec().encode(table()))

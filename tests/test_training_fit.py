@@ -17,7 +17,7 @@ from liber_feast.offline_positions import MemoryPositions, SequencePositions
 from liber_feast.partition_vectors import read_partition_vectors
 from liber_feast.ragged import list_values
 from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, WIDTH, sample_table, without_vectors
-from training.data import Features, Samples, checked_rows, make_samples
+from training.data import Features, Samples, make_samples
 from training.fit import FitOptions, Progress, choose_device, fit, prepare
 
 GOLDEN = Path(__file__).parent / "golden" / "training_losses.json"
@@ -74,7 +74,7 @@ def samples_of(table: pa.Table, *, features: Features = "liber") -> Samples:
         counts=table["behavior_count"].to_numpy(),
         item_ids=items.values,
         ratings=ratings.values,
-        times=np.zeros(len(items.values), np.int64),
+        times=list_values(table, "times", kind=pa.int64(), last=None).values.to_numpy(),
     )
     return make_samples(
         table.drop_columns([name for name in WINDOWED if name in table.column_names]),
@@ -173,15 +173,6 @@ def test_vectors_of_two_encoders_are_refused() -> None:
 def test_liber_features_without_a_single_vector_ask_for_materialization() -> None:
     with pytest.raises(StoreNotReady, match="feast materialize"):
         samples_of(sample_table().slice(0, 3))
-
-
-def test_a_store_that_loses_or_moves_rows_is_refused() -> None:
-    asked = sample_table(count=20)
-    assert checked_rows(asked, asked) is asked
-    with pytest.raises(DataSetError, match="19 rows for 20 samples"):
-        checked_rows(asked, asked.slice(1))
-    with pytest.raises(DataSetError, match="in another order"):
-        checked_rows(asked, asked.take(pa.array([1, 0, *range(2, 20)])))
 
 
 def test_one_class_in_a_part_is_refused() -> None:

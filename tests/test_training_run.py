@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from deltalake import DeltaTable, write_deltalake
 from feast import FeatureService, FeatureStore, FeatureView
 
 from liber_feast.artifact import Artifact, RunFacts, build_backbone, load_artifact
@@ -176,7 +178,7 @@ def garble(folder: Path) -> None:
         (flip("inputs.safetensors"), "inputs.safetensors was altered"),
         (changed("inputs.json", like_above=1.0), "inputs.json was altered"),
         (garble, "is no JSON"),
-        (changed("config.json", format_version=2), "format version 1"),
+        (changed("config.json", format_version=1), "format version 2"),
         (changed("config.json", backbone_config=SMALL | {"hidden": [5]}), "cannot be used"),
         (changed("config.json", backbone_config={"depth": 3}), "its config does not fit"),
         (changed("config.json", backbone="training.backbones.din:DON"), "cannot be imported"),
@@ -224,6 +226,31 @@ def test_samples_are_all_behaviors_with_what_was_known_strictly_before(tmp_path:
     assert not {"item_ids", "vectors"} & set(found.table.column_names)
     assert found.user_columns
     assert {"title", "categories", "period"} <= set(found.item_columns)
+
+
+def test_what_items_and_users_become_later_changes_no_input_of_a_sample(tmp_path: Path) -> None:
+    repo = materialized_repo(tmp_path / "repo")
+    before = prepare(load_samples(repo, features="liber"), options=OPTIONS)
+    later = pa.scalar(datetime(2030, 1, 1, tzinfo=UTC), pa.timestamp("us", tz="UTC"))
+    changes = {
+        "categories": pa.scalar(["Later"], pa.list_(pa.string())),
+        "period": pa.scalar("later"),
+        "age_group": None,
+    }
+    for name in ("items", "users"):
+        rows = DeltaTable(str(repo / "data" / name)).to_pyarrow_table()
+        for column, value in {**changes, "event_timestamp": later}.items():
+            if column in rows.column_names:
+                kind = rows.schema.field(column).type
+                values = pa.array([None if value is None else value.as_py()] * len(rows), kind)
+                rows = rows.set_column(rows.column_names.index(column), rows.schema.field(column), values)
+        write_deltalake(str(repo / "data" / name), rows, mode="append")
+    after = prepare(load_samples(repo, features="liber"), options=OPTIONS)
+    every = np.arange(len(before.labels))
+    batches = [prepared.load(torch.device("cpu")).batch(every) for prepared in (before, after)]
+    for name, tensor in batches[0].items():
+        assert torch.equal(tensor, batches[1][name]), name
+    assert len(after.spec.items.ids) == 2 * len(before.spec.items.ids)
 
 
 def test_samples_with_and_without_liber_are_the_same_behaviors(tmp_path: Path) -> None:
@@ -274,14 +301,18 @@ def with_baseline(folder: Path, choose: Callable[[dict[str, FeatureView]], list[
         (lambda views: [views["user_profile"]], "'ctr_baseline': none of its views is tagged liber.stage: sequence"),
         (
             lambda views: [views["user_profile"].with_name("who"), views["behavior_sequence"]],
-            "view 'user_profile' under another name or key",
+            "view 'user_profile' has another name or key",
         ),
         (
             lambda views: [views["behavior_sequence"].with_join_key_map({"user_id": "who"})],
-            "view 'behavior_sequence' under another name or key",
+            "view 'behavior_sequence' has another name or key",
+        ),
+        (
+            lambda views: [views["behavior_sequence"], views["partition_summary"]],
+            "feature 'behavior_count' has the name of another column",
         ),
     ],
-    ids=["no sequence", "an alias", "another key"],
+    ids=["no sequence", "an alias", "another key", "a name twice"],
 )
 def test_a_service_that_training_cannot_read_is_refused(
     tmp_path: Path, choose: Callable[[dict[str, FeatureView]], list[FeatureView]], message: str

@@ -1,6 +1,6 @@
 """The batches of a fit, made on its device from tensors that are loaded onto it once.
 
-A batch costs one small copy, the numbers of its samples; what repeats from sample to sample (the behaviors of a user,
+A batch costs small copies, of the numbers of its samples; what repeats from sample to sample (the behaviors of a user,
 the vectors of their partitions, the fields of an item) lies on the device once and is gathered there.
 
 Shape suffixes: B samples of the batch, Q samples in all, N recent behaviors, T code slots, V numbers.

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureService, FeatureStore, FeatureView
+from feast.feature_view_projection import FeatureViewProjection
 
 from liber_feast.behavior import (
     BEHAVIOR_ID,
@@ -31,6 +32,7 @@ from liber_feast.partition_vectors import ONE_ENCODER
 from liber_feast.ragged import Ragged
 from liber_feast.recent_behaviors import RecentBehaviors
 from liber_feast.repo import feast_errors, open_applied_store
+from training.fit_inputs import item_versions
 
 Features = Literal["baseline", "liber"]
 
@@ -38,7 +40,7 @@ TRAINING_SERVICE: dict[Features, str] = {"baseline": "ctr_baseline", "liber": "c
 SERVING_SERVICE: dict[Features, str] = {"baseline": "ctr_baseline", "liber": "ctr_serving"}
 STAGES: dict[Features, tuple[str, ...]] = {"baseline": ("sequence",), "liber": ("sequence", "vector")}
 COMPUTED_STAGES = frozenset({"sequence", "vector"})
-BEHAVIORS, USER_PROFILE, ITEM_ATTRIBUTES = "behaviors", "user_profile", "item_attributes"
+BEHAVIORS = "behaviors"
 BEHAVIOR_COUNT = "behavior_count"
 
 
@@ -53,7 +55,7 @@ class Samples:
     user_columns: tuple[str, ...]
     item_columns: tuple[str, ...]
     catalog: pa.Table | None
-    """The attributes of every item of the store by item_id; None: those of the samples are all."""
+    """Every version of every item of the store (`item_versions`); None: those of the samples are all."""
     vectors: Ragged[np.float32] | None = None
     """With LIBER, the partition vectors of every sample over (P, D) vectors."""
     encoder_version: str | None = None
@@ -91,36 +93,36 @@ def load_samples(repo: Path, *, features: Features) -> Samples:
 
     Raises:
         StoreNotReady: no feature repo, one that was never applied, loaded or, with LIBER, materialized.
-        ConfigError: the store lacks a feature that training needs, or its service gives a view other names or keys.
+        ConfigError: the store lacks a feature that training needs, or its service has a view that training cannot use.
         InvalidBehaviors: behaviors without ratings, which are the labels, or with other faults.
-        DataSetError: vectors that cannot be used, or an offline store that loses rows.
+        DataSetError: vectors that cannot be used.
     """
     store = open_applied_store(repo)
     with feast_errors(repo):
         service = store.get_feature_service(TRAINING_SERVICE[features])
         views = _views(store, service, stages=STAGES[features])
         behaviors = _read_view(store, BEHAVIORS)
-        catalog = _read_view(store, ITEM_ATTRIBUTES)
+        catalog = None if views.item_view is None else item_versions(_read_view(store, views.item_view))
     if not behaviors.num_rows:
         raise StoreNotReady(f"{repo} holds no behaviors. Run `liber load DATA --repo {repo}`.")
     scale = _rating_scale(store)
     asked = check_behaviors(behaviors, scale=scale, now=datetime.now(UTC), source=f"{repo}, view {BEHAVIORS!r}").table
     with feast_errors(repo):
-        found = asked
-        if views.references:
-            found = store.get_historical_features(entity_df=asked, features=views.references).to_arrow()
         recent = sequence_positions(store, view_name=views.computed["sequence"], entity_frame=asked)
         memory = None
         if features == "liber":
             memory = memory_positions(store, view_name=views.computed["vector"], entity_frame=asked)
+        rows = asked
+        if views.references:
+            rows = store.get_historical_features(entity_df=asked, features=views.references).to_arrow()
     return make_samples(
-        checked_rows(asked, found),
+        rows,
         recent=recent,
         memory=memory,
         like_above=scale.like_above,
-        user_columns=_feature_names(service, USER_PROFILE),
-        item_columns=_feature_names(service, ITEM_ATTRIBUTES),
-        catalog=_latest(catalog),
+        user_columns=views.user_columns,
+        item_columns=views.item_columns,
+        catalog=catalog,
     )
 
 
@@ -148,6 +150,7 @@ def make_samples(
             lengths=recent.lengths,
             item_ids=recent.item_ids.cast(pa.large_string()),
             ratings=recent.ratings.cast(pa.float64()),
+            times=recent.times,
         ),
         like_above=like_above,
         user_columns=tuple(user_columns),
@@ -158,52 +161,80 @@ def make_samples(
     )
 
 
-def checked_rows(asked: pa.Table, joined: pa.Table) -> pa.Table:
-    """Return `joined`, the answer of an offline store to the rows `asked`.
-
-    Raises:
-        DataSetError: a row is missing, or the rows are in another order.
-    """
-    if not joined[BEHAVIOR_ID].equals(asked[BEHAVIOR_ID]):
-        raise DataSetError(
-            f"the offline store answered {joined.num_rows} rows for {asked.num_rows} samples, or in another order."
-            " Set `offline_store.type: liber_feast.offline_store.LiberOfflineStore`."
-        )
-    return joined
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Views:
     """The views of a feature service."""
 
     references: list[str]
     """Features that are read row by row, as `view:feature`."""
+    user_columns: tuple[str, ...]
+    item_columns: tuple[str, ...]
+    item_view: str | None
     computed: dict[str, str]
     """The view of each stage that comes as positions."""
 
 
 def _views(store: FeatureStore, service: FeatureService, *, stages: Sequence[str]) -> _Views:
-    stage_of = {view.name: view.tags.get(STAGE) for view in store.list_feature_views()}
+    known = {view.name: view for view in store.list_feature_views()}
+    sides: dict[str, list[str]] = {USER: [], ITEM: []}
     references: list[str] = []
+    item_views: list[str] = []
     computed: dict[str, str] = {}
     for projection in service.feature_view_projections:
-        if projection.name_alias or projection.join_key_map:
-            raise ConfigError(
-                f"feature service {service.name!r}: it has view {projection.name!r} under another name or key."
-                " Training reads views as they are defined: remove `with_name` and `with_join_key_map`."
-            )
-        stage = stage_of.get(projection.name)
+        side, stage = _side(service, projection, known.get(projection.name))
         if stage in COMPUTED_STAGES:
             computed[stage] = projection.name
-        else:
-            references += [f"{projection.name_to_use()}:{feature.name}" for feature in projection.features]
+            continue
+        item_views += [projection.name] * (side == ITEM)
+        sides[side] += [feature.name for feature in projection.features]
+        references += [f"{projection.name_to_use()}:{feature.name}" for feature in projection.features]
+    _check_names([*sides[USER], *sides[ITEM]], service=service)
+    if len(item_views) > 1:
+        raise ConfigError(
+            f"feature service {service.name!r}: it has the views {', '.join(item_views)} of items; training knows one."
+        )
     missing = [stage for stage in stages if stage not in computed]
     if missing:
         raise ConfigError(
             f"feature service {service.name!r}: none of its views is tagged {STAGE}: {missing[0]}. Add the view, and"
             " run `feast apply` in the feature repo."
         )
-    return _Views(references=references, computed=computed)
+    return _Views(
+        references=references,
+        user_columns=tuple(sides[USER]),
+        item_columns=tuple(sides[ITEM]),
+        item_view=item_views[0] if item_views else None,
+        computed=computed,
+    )
+
+
+def _side(
+    service: FeatureService, projection: FeatureViewProjection, view: FeatureView | None
+) -> tuple[str, str | None]:
+    """Return whose features a view has, by its one key, and its stage."""
+    owner = f"feature service {service.name!r}: view {projection.name!r}"
+    if projection.name_alias or projection.join_key_map:
+        raise ConfigError(
+            f"{owner} has another name or key there. Training reads views as they are defined: remove `with_name` and"
+            " `with_join_key_map`."
+        )
+    keys = [] if view is None else [column.name for column in view.entity_columns]
+    if view is None or keys not in ([USER], [ITEM]):
+        raise ConfigError(
+            f"{owner} is joined on {', '.join(keys) or 'no key of its own'}; training knows features of a user"
+            f" ({USER}) or of an item ({ITEM}). Leave it out of the service."
+        )
+    return keys[0], view.tags.get(STAGE)
+
+
+def _check_names(names: Sequence[str], *, service: FeatureService) -> None:
+    taken = {USER, ITEM, RATING, EVENT_TIME, BEHAVIOR_ID, BEHAVIOR_COUNT}
+    for place, name in enumerate(names):
+        if name in taken or name in names[:place]:
+            raise ConfigError(
+                f"feature service {service.name!r}: feature {name!r} has the name of another column of a sample. Leave"
+                " it out of the service, or rename it in its view."
+            )
 
 
 def _read_view(store: FeatureStore, name: str) -> pa.Table:
@@ -216,28 +247,12 @@ def _read_view(store: FeatureStore, name: str) -> pa.Table:
     return table.rename_columns([names.get(own, own) for own in table.column_names])
 
 
-def _feature_names(service: FeatureService, view: str) -> tuple[str, ...]:
-    return tuple(
-        feature.name
-        for projection in service.feature_view_projections
-        if projection.name == view
-        for feature in projection.features
-    )
-
-
 def _rating_scale(store: FeatureStore) -> RatingScale:
     """Return the scale of the engine block, checked as the engine has it."""
     block = store.config.batch_engine
     if not isinstance(block, LiberComputeEngineConfig):
         raise ConfigError("feature_store.yaml: set `batch_engine.type: liber_feast.engine.LiberComputeEngine`.")
     return block.behavior.rating_scale()
-
-
-def _latest(items: pa.Table) -> pa.Table:
-    """Return the newest row of each item, in order of id."""
-    ordered = items.sort_by([(ITEM, "ascending"), (EVENT_TIME, "ascending")])
-    ids = ordered[ITEM].to_numpy(zero_copy_only=False)
-    return ordered.filter(pa.array(np.append(ids[1:] != ids[:-1], [True] * bool(len(ids)))))
 
 
 def _vectors(memory: MemoryPositions) -> Ragged[np.float32]:

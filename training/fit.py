@@ -147,12 +147,13 @@ def _fit(prepared: Prepared, *, options: FitOptions, on_step: Callable[[Progress
     samples, part = prepared.load(device), prepared.split
     per_epoch = -(-len(part.train) // options.batch_size)
     looks = {per_epoch * look // options.looks_per_epoch for look in range(1, options.looks_per_epoch + 1)}
-    best, step = Best(), 0
+    best, step, is_finite = Best(), 0, torch.ones((), dtype=torch.bool, device=device)
     for step, rows in enumerate(batches(part.train, options=options), start=1):
         loss = take_step(model, optimizer=optimizer, samples=samples, rows=rows)
+        is_finite &= torch.isfinite(loss)  # looked at with the validation part: a GPU would be waited for
         seen = None
         if (step - 1) % per_epoch + 1 in looks:
-            seen = evaluate(model, samples, rows=part.validation)
+            seen = evaluate(model, samples, rows=part.validation, is_finite=bool(is_finite))
             best.look(seen, step=step, model=model)
         on_step(Progress(step=step, step_count=per_epoch * options.epochs, loss=loss, validation=seen))
         if best.waited >= options.patience:
@@ -242,27 +243,30 @@ def take_step(
     samples: SampleBatches,
     rows: npt.NDArray[np.int64],
 ) -> Tensor:
-    """Take one step on `rows` and return its loss, detached.
-
-    Raises:
-        ConfigError: the loss is not finite.
-    """
+    """Take one step on `rows` and return its loss, detached."""
     model.train()
     loss = F.binary_cross_entropy_with_logits(model(samples.batch(rows)), samples.labels(rows))
-    if not torch.isfinite(loss):
-        raise ConfigError("the loss is not finite: the learning rate is too high for this backbone. Lower it.")
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch
     optimizer.step()
     return loss.detach()
 
 
-def evaluate(model: nn.Module, samples: SampleBatches, *, rows: npt.NDArray[np.int64]) -> Quality:
-    """Return the quality of the model's logits for `rows`; leaves the model in evaluation mode."""
+def evaluate(
+    model: nn.Module, samples: SampleBatches, *, rows: npt.NDArray[np.int64], is_finite: bool = True
+) -> Quality:
+    """Return the quality of the model's logits for `rows`; leaves the model in evaluation mode.
+
+    Raises:
+        ConfigError: a logit is not finite, or, by `is_finite`, a loss before was not.
+    """
     model.eval()
     with torch.inference_mode():
         parts = [
             model(samples.batch(rows[start : start + SCORING_ROWS])).float()
             for start in range(0, len(rows), SCORING_ROWS)
         ]
-    return quality(samples.labels(rows).cpu().numpy() > 0, logits=torch.cat(parts).cpu().numpy())
+    logits = torch.cat(parts).cpu().numpy()
+    if not (is_finite and np.isfinite(logits).all()):
+        raise ConfigError("the loss is not finite: the learning rate is too high for this backbone. Lower it.")
+    return quality(samples.labels(rows).cpu().numpy() > 0, logits=logits)

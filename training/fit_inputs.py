@@ -9,9 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from liber_feast.behavior import ITEM, USER
+from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, USER
 from liber_feast.fields import InputField, column, encode_fields, floats, lookups, strings
 from liber_feast.inputs import InputSpec, ItemTable
+from liber_feast.offline_read import time_values
+from liber_feast.pit import LOWEST, rescale
 from liber_feast.ragged import list_values
 
 TEXT_COLUMNS = frozenset({"profile", "title"})
@@ -45,8 +47,9 @@ def fit_inputs(
 ) -> InputSpec:
     """Return the spec that `samples`, the training part alone, give.
 
-    `catalog` holds the attributes of items by `item_id`; its items make the item table, so that history items and
-    candidates need no attribute read. None takes them from the samples. The fields are the columns named, less
+    `catalog` holds the attributes of items by `item_id`, one row per version with its `event_timestamp`, as
+    `item_versions` orders them; its items make the item table, so that history items and, at serving, candidates need
+    no attribute read. None takes them from the samples. The fields are the columns named, less
     free text, less what is neither text, list of texts nor number, and less what has no value often enough.
     """
     items = _catalog(samples, item_columns) if catalog is None else catalog
@@ -71,10 +74,31 @@ def fit_inputs(
         max_partitions=options.max_partitions,
         items=ItemTable(
             ids=tuple(strings(items, ITEM).to_pylist()),
+            times=_times(items),
             codes=np.concatenate([np.zeros((1, codes.shape[1]), np.int32), codes]),
             numbers=np.concatenate([np.zeros((1, *numbers.shape[1:]), np.float32), numbers]),
         ),
     )
+
+
+def item_versions(items: pa.Table) -> pa.Table:
+    """Return rows of items by id and time; of rows of one item and time the one created last, then the last."""
+    times = _times(items)
+    created = _times(items, name=CREATED_TIME) if CREATED_TIME in items.column_names else np.zeros(len(items), np.int64)
+    codes = pc.rank(strings(items, ITEM), tiebreaker="dense").to_numpy().astype(np.int64)
+    order = np.lexsort((created, times, codes))
+    last = np.ones(len(order), bool)
+    last[:-1] = (np.diff(codes[order]) != 0) | (np.diff(times[order]) != 0)
+    known = np.asarray(items[EVENT_TIME].is_valid())[order]
+    return items.take(pa.array(order[last & known], pa.int64()))
+
+
+def _times(items: pa.Table, *, name: str = EVENT_TIME) -> npt.NDArray[np.int64]:
+    """Return a time column in microseconds; without one, or a value, the beginning of time."""
+    if name not in items.column_names:
+        return np.full(len(items), LOWEST, np.int64)
+    values, unit, known = time_values(items[name], owner="items", name=name)
+    return np.where(known, rescale(values, source=unit, target="us"), LOWEST)
 
 
 def _catalog(samples: pa.Table, item_columns: Sequence[str]) -> pa.Table:
