@@ -82,13 +82,15 @@ class _Table:
 
     def _read(self) -> dict[str, _Versions]:
         snapshot = open_snapshot(self._location)
+        snapshot.column(self._key)
         name = snapshot.column(self._location.source.timestamp_field)
         table = snapshot.read(snapshot.dataset.schema.names)
         values, unit, known = time_values(table.column(name), owner=self._location.owner, name=name)
         times = np.where(known, rescale(values, source=unit, target="us"), LOWEST)
         order = np.argsort(times, kind="stable")
         found: dict[str, _Versions] = defaultdict(_Versions)
-        for time, row in zip(times[order].tolist(), table.take(pa.array(order)).to_pylist(), strict=True):
+        rows = snapshot.renamed(table).take(pa.array(order)).to_pylist()
+        for time, row in zip(times[order].tolist(), rows, strict=True):
             versions = found[str(row[self._key])]
             versions.times.append(time)
             versions.rows.append(row)

@@ -25,6 +25,7 @@ LiberError
 instead of a traceback. Everywhere else they are ordinary exceptions.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 from click import ClickException
@@ -34,8 +35,13 @@ if TYPE_CHECKING:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of somebody else's error as one line, to quote it in one of ours."""
-    return " ".join(str(error).split())
+    """Return the message of somebody else's error as one line, to quote it in one of ours.
+
+    Without color codes, stack frames (deltalake appends them) and the dots at its end: our sentence has its own.
+    """
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", str(error))
+    text = re.sub(r"(?is)(?:(?:stack )?backtrace:)?\s*\n\s*0: [^\n]*\n(?:\s+at [^\n]*\n)?\s*1: .*", "", text)
+    return " ".join(text.split()).rstrip(". ")
 
 
 class LiberError(ClickException):

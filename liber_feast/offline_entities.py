@@ -1,8 +1,10 @@
 """The entity frame: its event times, its keys, and how both meet a feature view's source."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,8 @@ from liber_feast.offline_read import Snapshot, between, time_values
 from liber_feast.pit import Flags, Ints, finer, rescale
 
 FRAME = "entity frame"
+EntityFrame: TypeAlias = pd.DataFrame | pa.Table | pa.RecordBatch
+FIRST_TIME, LAST_TIME = (microseconds(end.replace(tzinfo=UTC)) for end in (datetime.min, datetime.max))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,20 +64,22 @@ def join_keys(view: FeatureView) -> list[JoinKey]:
     return [JoinKey(view_name=name, frame_name=view.projection.join_key_map.get(name, name)) for name in names]
 
 
-def entity_rows(frame: pd.DataFrame | pa.Table) -> EntityRows:
+def entity_rows(frame: EntityFrame) -> EntityRows:
     """Return an entity frame as Arrow, its event time column in UTC.
 
     The event time is the column `event_timestamp`, or the only timestamp column there is.
 
     Raises:
-        ConfigError: there is no such column, it is no timestamp, or a column mixes types.
+        ConfigError: it is no frame, there is no such column, it is no timestamp or beyond the years of a datetime, or
+            a column mixes types or shares its name.
     """
-    table = frame if isinstance(frame, pa.Table) else _to_arrow(frame)
+    table = _to_arrow(frame)
     name = _time_column(table)
     column = table.column(name)
     if pa.types.is_null(column.type) or not len(column):  # pandas gives an empty column any type
         column = pa.chunked_array([pa.nulls(len(column), pa.timestamp("us", tz="UTC"))])
     values, unit, known = time_values(column, owner=FRAME, name=name)
+    _refuse_far_times(values[known], unit=unit, name=name)
     kind = pa.timestamp(unit, tz="UTC")
     aware = pa.array(values, kind, mask=None if known.all() else ~known)
     inner = finer(unit, "us")
@@ -107,8 +113,8 @@ def comparable(frame_key: pa.Array, source_key: pa.Array, *, view: str, key: Joi
     Raises:
         ConfigError: one side is text and the other a number, or any other pair that cannot be equal.
     """
-    if not len(frame_key):  # pandas gives an empty column any type
-        return pa.nulls(0, source_key.type), source_key
+    if frame_key.null_count == len(frame_key):  # pandas gives a column without values any type
+        return pa.nulls(len(frame_key), pa.int8()), pa.nulls(len(source_key), pa.int8())
     kind = _common(frame_key.type, source_key.type)
     if kind is not None:
         try:
@@ -164,10 +170,32 @@ def _window(view: FeatureView, *, snapshot: Snapshot, start: datetime, end: date
     return pa.table(columns).filter(pa.array(inside))
 
 
-def _to_arrow(frame: pd.DataFrame) -> pa.Table:
-    twice = list(dict.fromkeys(frame.columns[frame.columns.duplicated()]))
+def _to_arrow(frame: EntityFrame) -> pa.Table:
+    if not isinstance(frame, EntityFrame):
+        raise ConfigError(f"{FRAME}: it is a {type(frame).__name__}; pass a pandas DataFrame or an Arrow table.")
+    names = [str(name) for name in frame.columns] if isinstance(frame, pd.DataFrame) else frame.schema.names
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ConfigError(f"{FRAME}: more than one column is named {', '.join(map(str, twice))}. Rename or drop one.")
+        raise ConfigError(f"{FRAME}: more than one column is named {', '.join(twice)}. Rename or drop one.")
+    if isinstance(frame, pa.RecordBatch):
+        return pa.Table.from_batches([frame])
+    return frame if isinstance(frame, pa.Table) else _from_pandas(frame)
+
+
+def _refuse_far_times(times: Ints, *, unit: str, name: str) -> None:
+    """Refuse times that no datetime can hold; nanoseconds do not reach that far."""
+    if unit == "ns":
+        return
+    first, last = rescale(np.array([FIRST_TIME, LAST_TIME]), source="us", target=unit)
+    far = times[(times < first) | (times > last)]
+    if len(far):
+        raise ConfigError(
+            f"{FRAME}: column {name!r} has {far[0]} {unit} since 1970, which is outside the years 1 to 9999."
+            " Name the unit of the numbers, for example pandas.to_datetime(..., unit='ms', utc=True)."
+        )
+
+
+def _from_pandas(frame: pd.DataFrame) -> pa.Table:
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:

@@ -19,7 +19,7 @@ from liber_feast.offline_candidates import Candidates, ViewRequest, find_candida
 from liber_feast.offline_entities import EntityRows, join_keys
 from liber_feast.offline_read import STAGE, Snapshot
 from liber_feast.partition_vectors import REBUILD
-from liber_feast.pit import NO_ROW, Ints, Windows, as_of, last_visible, order_by, rescale
+from liber_feast.pit import NO_ROW, Ints, Windows, as_of, last_visible, order_by, paired, rescale
 
 SEQUENCE_SOURCES = {"item_ids": ITEM, "ratings": RATING}
 Column = Callable[[], pa.ChunkedArray]
@@ -117,7 +117,7 @@ def vector_windows(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot
     `columns` has `vector`, `partition_index` and `encoder_version`.
 
     Raises:
-        ConfigError: as `join_view`, or the vectors are no lists, the indexes no integers.
+        ConfigError: as `join_view`, or the vectors are no lists of numbers, the indexes no integers.
         DataSetError: a vector's partition index or encoder version is null.
     """
     names = {name: snapshot.column(name) for name in ("vector", "partition_index", "encoder_version")}
@@ -128,9 +128,8 @@ def vector_windows(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot
         _refuse_nulls(found.take(name), name=name, owner=snapshot.location.owner)
     seen, times = found.visibility(strict=False, cut_by_created=request.cut_by_created)
     created = np.zeros(len(found.times), np.int64) if found.created is None else found.created
-    versions = found.take(version).dictionary_encode()
-    codes = versions.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    groups = found.groups * max(len(versions.dictionary), 1) + codes
+    versions = found.take(version).dictionary_encode().indices
+    groups = paired(found.groups, versions.to_numpy(zero_copy_only=False).astype(np.int64))
     newest = as_of(found.groups, created, query_groups=found.query_groups, query_times=times, visible_from=seen)
     indexes = found.take(index).cast(pa.int64()).to_numpy(zero_copy_only=False)
     windows = last_visible(
@@ -212,8 +211,9 @@ def _behavior_order(found: Candidates, *, request: ViewRequest, snapshot: Snapsh
 def _check_partition_types(snapshot: Snapshot, *, vector: str, index: str) -> None:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     kind, number = snapshot.kind(vector), snapshot.kind(index)
+    has_numbers = any(test(kind) for test in lists) and _is_number(kind.value_type)
     for name, fits, needed in (
-        (vector, any(test(kind) for test in lists), "a list of floats"),
+        (vector, has_numbers, "a list of floats"),
         (index, pa.types.is_integer(number) and number != pa.uint64(), "an integer of at most 63 bits"),
     ):
         if not fits:
@@ -221,6 +221,10 @@ def _check_partition_types(snapshot: Snapshot, *, vector: str, index: str) -> No
                 f"{snapshot.location.owner}: column {name!r} has type {snapshot.kind(name)}; it must be {needed}."
                 " Cast the column and write it again."
             )
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_floating, pa.types.is_integer))
 
 
 def _refuse_nulls(values: pa.Array, *, name: str, owner: str) -> None:
@@ -262,6 +266,5 @@ def _hashed_ids(found: Candidates, *, key: str, item: str, positions: Ints) -> p
 
 
 def _first_of_each(order: Ints, groups: Ints, *, codes: Ints) -> Ints:
-    pairs = groups[order] * (int(codes.max(initial=0)) + 1) + codes[order]
-    first = np.unique(pairs, return_index=True)[1]
+    first = np.unique(paired(groups[order], codes[order]), return_index=True)[1]
     return order if len(first) == len(order) else order[np.sort(first)]

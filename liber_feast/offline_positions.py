@@ -8,7 +8,6 @@ that `get_historical_features` returns for the same rows.
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
@@ -19,7 +18,7 @@ from liber_feast.errors import ConfigError, DataSetError, StoreNotReady
 from liber_feast.fields import Floats
 from liber_feast.gather import gather, one_array
 from liber_feast.offline_candidates import ViewRequest
-from liber_feast.offline_entities import EntityRows, check_keys, entity_rows
+from liber_feast.offline_entities import EntityFrame, EntityRows, check_keys, entity_rows
 from liber_feast.offline_join import SEQUENCE_SOURCES, ViewWindows, sequence_windows, vector_windows
 from liber_feast.offline_read import STAGE, locate, open_snapshot
 from liber_feast.offline_store import LiberOfflineStore, stage_limits
@@ -67,9 +66,7 @@ class MemoryPositions(WindowPositions):
     """(Q,) the encoder of each entity row's vectors, null where nothing is visible."""
 
 
-def sequence_positions(
-    store: FeatureStore, *, view_name: str, entity_frame: pd.DataFrame | pa.Table
-) -> SequencePositions:
+def sequence_positions(store: FeatureStore, *, view_name: str, entity_frame: EntityFrame) -> SequencePositions:
     """Return the last behaviors strictly before each row of `entity_frame`, as positions in the behaviors.
 
     Raises:
@@ -96,15 +93,15 @@ def sequence_positions(
     )
 
 
-def memory_positions(store: FeatureStore, *, view_name: str, entity_frame: pd.DataFrame | pa.Table) -> MemoryPositions:
+def memory_positions(store: FeatureStore, *, view_name: str, entity_frame: EntityFrame) -> MemoryPositions:
     """Return the last partitions sealed at or before each row of `entity_frame`, as positions in the partitions.
 
     Raises:
         StoreNotReady: there is no such view, or nothing at its source.
         ConfigError: the view is not tagged `liber.stage: vector`, the offline store is not ours, or the view and the
             frame cannot be joined.
-        DataSetError: vectors of several widths, or with nulls or values that are not finite, or partitions without an
-            index or an encoder version.
+        DataSetError: vectors of several widths or of none, or with nulls or values that are not finite, or partitions
+            without an index or an encoder version.
     """
     view = _view(store, view_name, stage="vector")
     seen = vector_windows(
@@ -120,7 +117,7 @@ def memory_positions(store: FeatureStore, *, view_name: str, entity_frame: pd.Da
         starts=windows.starts,
         lengths=lengths,
         counts=lengths,
-        vectors=_matrix(_values(seen, "vector", rows=windows.rows), view_name=view_name),
+        vectors=_matrix(_values(seen, "vector", rows=windows.rows), view_name=view_name, column=seen.columns["vector"]),
         partition_index=_values(seen, "partition_index", rows=windows.rows).cast(pa.int64()).to_numpy(),
         encoder_versions=one_array(gather(versions, seen.found.table_rows(windows.newest))),
     )
@@ -148,7 +145,7 @@ def _view(store: FeatureStore, name: str, *, stage: str) -> FeatureView:
     return view
 
 
-def _entities(frame: pd.DataFrame | pa.Table, *, view: FeatureView) -> EntityRows:
+def _entities(frame: EntityFrame, *, view: FeatureView) -> EntityRows:
     rows = entity_rows(frame)
     check_keys(rows, [view])
     return rows
@@ -173,7 +170,7 @@ def _values(seen: ViewWindows, name: str, *, rows: Ints) -> pa.Array:
     return one_array(gather(seen.found.table.column(seen.columns[name]), seen.found.places[rows]))
 
 
-def _matrix(lists: pa.Array, *, view_name: str) -> Floats:
+def _matrix(lists: pa.Array, *, view_name: str, column: str) -> Floats:
     """Return lists of numbers as a table (P, D)."""
     owner = f"feature view {view_name!r}"
     widths = pc.unique(pc.list_value_length(lists)).sort().to_pylist()
@@ -182,6 +179,8 @@ def _matrix(lists: pa.Array, *, view_name: str) -> Floats:
             f"{owner}: its vectors have the widths {', '.join(map(str, widths))}, so they are of several encoders."
             f" {ONE_ENCODER}"
         )
+    if widths == [0]:
+        raise DataSetError(f"{owner}: column {column!r} has vectors without values. {REBUILD}")
     floats = lists.flatten()
     numbers: Floats = np.asarray(floats.to_numpy(zero_copy_only=False), np.float32)
     bad = np.flatnonzero(~np.isfinite(numbers))

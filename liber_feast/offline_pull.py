@@ -4,20 +4,26 @@ This is what the compute engines, Feast's saved data sets and its feature logs r
 see their source's raw columns here.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from feast import RepoConfig
 from feast.data_source import DataSource
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 
 from liber_feast.behavior import microseconds
 from liber_feast.gather import gather
-from liber_feast.offline_read import between, locate, open_snapshot, time_values
+from liber_feast.offline_read import Snapshot, between, locate, open_snapshot, time_values
 from liber_feast.pit import HIGHEST, LOWEST, Ints, as_of
+
+BATCH_ROWS = 65_536
+"""Rows of a log read at once."""
+_FROM_DISK = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +47,35 @@ class Pull:
         A view's source without keys gets Feast's dummy key, which its engine asks for. Saved data sets and logs are
         sources without a timestamp field of their own, and stay as they were written.
         """
+        snapshot, names, where = self._asked()
+        return self._in_utc(snapshot.read(names, where=where))
+
+    def batches(self, *, size: int = BATCH_ROWS) -> Iterator[pa.Table]:
+        """Yield the rows as `rows` has them, at most `size` at once: a log may be larger than the machine's memory.
+
+        Rows of one consistent snapshot, whoever writes meanwhile; raises what `rows` raises.
+        """
+        snapshot, names, where = self._asked()
+        snapshot.read(names, where=pc.scalar(False))  # refuses types that differ between files
+        scanner = snapshot.dataset.scanner(
+            columns=list(dict.fromkeys(names)),
+            filter=where,
+            batch_size=size,
+            batch_readahead=2,
+            fragment_readahead=1,
+            fragment_scan_options=_FROM_DISK if snapshot.location.is_local else None,
+        )
+        try:
+            with snapshot.unchanged():
+                for batch in scanner.to_batches():
+                    if batch.num_rows:
+                        yield self._in_utc(pa.Table.from_batches([batch]))
+        except (pa.ArrowException, OSError):
+            snapshot.read(names, where=where)  # says what is wrong with which file
+            raise
+
+    def _asked(self) -> tuple[Snapshot, list[str], pc.Expression | None]:
+        """Return the source, the columns by its own names and which rows are asked for."""
         snapshot = open_snapshot(locate(self.source, config=self.config))
         names = [*self.keys, *self.features, self.time, *([self.created] if self.created else [])]
         names = [snapshot.require(name) for name in (names if self.features else snapshot.dataset.schema.names)]
@@ -49,9 +84,13 @@ class Pull:
         where = between(self.time, kind, low=bounds[0], high=bounds[1], unit="us")
         if where is not None and self.with_null_times:
             where |= pc.field(self.time).is_null()
-        table = snapshot.read(names, where=where)
+        return snapshot, names, where
+
+    def _in_utc(self, table: pa.Table) -> pa.Table:
+        """Return rows with times in UTC, and with Feast's dummy key where the source has no key of its own."""
+        owner = f"data source {self.source.name!r}"
         for name in filter(None, (self.time, self.created)):
-            values, unit, known = time_values(table.column(name), owner=snapshot.location.owner, name=name)
+            values, unit, known = time_values(table.column(name), owner=owner, name=name)
             aware = pa.array(values, pa.timestamp(unit, tz="UTC"), mask=~known)
             table = table.set_column(table.column_names.index(name), name, aware)
         if not self.keys and self.source.timestamp_field:

@@ -1,13 +1,16 @@
 """The file sources of feature views: Parquet and Delta, on local disks and S3.
 
 A source is opened once per retrieval, so that what is read of it is one consistent snapshot whoever writes
-meanwhile. Delta is read through deltalake itself, its files in the order of their commits: where nothing else
-tells rows apart, the later row is the one committed later.
+meanwhile; a Parquet file on a local disk that was exchanged since then is refused. Delta is read through deltalake
+itself, its files in the order of their commits: where nothing else tells rows apart, the later row is the one
+committed later.
 """
 
 import glob
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -30,6 +33,7 @@ LOAD = "Run `liber load DATA --repo .` in the feature repo, or correct the path 
 MATERIALIZE = "Run `feast materialize START END` in the feature repo: it writes this table"
 PUBLISHED = frozenset({"summary", "shift", "vector", "fused", "evidence", "item_text"})
 STAGE = "liber.stage"
+FileState = tuple[int, int, int] | None
 _LOCAL_SCAN = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
 """Fetching whole columns ahead is for object stores; from a disk it takes a third more memory and no less time."""
 
@@ -76,6 +80,8 @@ class Snapshot:
     dataset: ds.Dataset
     converted: frozenset[str] = frozenset()
     """Columns read as another type than their files have; no filter names them, for Arrow compares the files' type."""
+    states: Mapping[str, FileState] = field(default_factory=dict)
+    """The files that must stay as they were when the source was opened: the local ones of Parquet."""
 
     def find(self, name: str) -> str | None:
         """Return the source's own name of a column that Feast calls `name`, or None where there is none."""
@@ -106,15 +112,49 @@ class Snapshot:
         """Return the type of a column by the source's own name."""
         return self.dataset.schema.field(own).type
 
+    def renamed(self, table: pa.Table) -> pa.Table:
+        """Return a table of the source's own columns by the names that Feast has for them.
+
+        What the field mapping names hides a column that has this name in the file, as in `find`.
+        """
+        mapping = self.location.source.field_mapping or {}
+        names = {own: mapping.get(own, own) for own in table.column_names}
+        kept = [own for own, name in names.items() if self.find(name) == own]
+        return table.select(kept).rename_columns([names[own] for own in kept])
+
     def read(self, names: Sequence[str], *, where: pc.Expression | None = None) -> pa.Table:
         """Return columns by the source's own names, rows in the order they were written.
 
         Raises:
             ConfigError: a file is damaged or holds a column as another type than the first file.
             StoreNotReady: the source vanished since it was opened.
-            RetryableError: some of its files did.
+            RetryableError: some of its files did, or are others now.
         """
-        wanted = list(dict.fromkeys(names))
+        with self.unchanged():
+            return self._read(list(dict.fromkeys(names)), where=where)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Read within this block: what was read, or failed, while a file was exchanged is refused at its end.
+
+        Raises:
+            RetryableError: a file is another than when the source was opened.
+        """
+        try:
+            yield
+        except (LiberError, pa.ArrowException, OSError) as error:
+            if not isinstance(error, StoreNotReady | RetryableError):
+                self._refuse_exchanged(error)
+            raise
+        self._refuse_exchanged(None)
+
+    def _refuse_exchanged(self, cause: Exception | None) -> None:
+        if any(_state(path) != state for path, state in self.states.items()):
+            raise RetryableError(
+                f"{self.location.owner}: {self.location.path} was rewritten while it was read; ask again."
+            ) from cause
+
+    def _read(self, wanted: list[str], *, where: pc.Expression | None) -> pa.Table:
         try:
             self._check_types(wanted)
             options = _LOCAL_SCAN if self.location.is_local else None
@@ -143,11 +183,11 @@ class Snapshot:
             return
         same = _readable if exactly else _family
         for fragment in self.dataset.get_fragments():
-            for field in fragment.physical_schema:
-                if field.name in names and same(field.type) != same(self.kind(field.name)):
+            for found in fragment.physical_schema:
+                if found.name in names and same(found.type) != same(self.kind(found.name)):
                     raise ConfigError(
-                        f"{self.location.owner}: column {field.name!r} has type {field.type} in {fragment.path} but"
-                        f" {self.kind(field.name)} in the files before it. Rewrite the files with one type."
+                        f"{self.location.owner}: column {found.name!r} has type {found.type} in {fragment.path} but"
+                        f" {self.kind(found.name)} in the files before it. Rewrite the files with one type."
                     )
 
 
@@ -197,11 +237,11 @@ def time_values(column: pa.ChunkedArray, *, owner: str, name: str) -> tuple[Ints
     """Return a timestamp or date column as (values, unit, where a value is); naive times are UTC.
 
     Raises:
-        ConfigError: the column is of another type.
+        ConfigError: the column is of another type, or has a date that no time can hold.
     """
     kind = column.type
     if pa.types.is_date(kind):
-        column, kind = column.cast(pa.timestamp("us")), pa.timestamp("us")
+        column, kind = _midnights(column, owner=owner, name=name), pa.timestamp("us")
     if not pa.types.is_timestamp(kind):
         raise ConfigError(
             f"{owner}: column {name!r} has type {kind}; it must be a timestamp."
@@ -210,6 +250,13 @@ def time_values(column: pa.ChunkedArray, *, owner: str, name: str) -> tuple[Ints
     values: Ints = pc.fill_null(column.cast(pa.int64()), 0).to_numpy()
     known: Flags = column.is_valid().to_numpy()
     return values, str(kind.unit), known
+
+
+def _midnights(dates: pa.ChunkedArray, *, owner: str, name: str) -> pa.ChunkedArray:
+    try:
+        return dates.cast(pa.timestamp("us"))
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{owner}: column {name!r} has a date that no time can hold: {one_line(error)}.") from error
 
 
 def between(name: str, kind: pa.DataType, *, low: int | None, high: int | None, unit: str) -> pc.Expression | None:
@@ -241,6 +288,8 @@ def _parquet(location: Location) -> Snapshot:
         found, base = _files(path, filesystem=filesystem or pa.fs.LocalFileSystem()), path
     if not found:
         raise FileNotFoundError(path)
+    # Taken before the first file is looked into, so that no state of it can be read unnoticed.
+    states = {file: _state(file) for file in found} if filesystem is None else {}
 
     def opened(schema: pa.Schema | None = None) -> ds.Dataset:
         return ds.dataset(
@@ -250,7 +299,17 @@ def _parquet(location: Location) -> Snapshot:
     dataset = opened()
     readable = pa.schema([field.with_type(_readable(field.type)) for field in dataset.schema])
     converted = frozenset(new.name for old, new in zip(dataset.schema, readable, strict=True) if old.type != new.type)
-    return Snapshot(location=location, dataset=opened(readable) if converted else dataset, converted=converted)
+    dataset = opened(readable) if converted else dataset
+    return Snapshot(location=location, dataset=dataset, converted=converted, states=states)
+
+
+def _state(path: str) -> FileState:
+    """Return what differs when a file was written again, None where it is gone or out of reach."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _files(path: str, *, filesystem: pa.fs.FileSystem) -> list[str]:

@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import RepoConfig
@@ -30,7 +29,7 @@ from feast.utils import _parse_feature_ref, compute_non_entity_date_range
 from liber_feast import feast_cli
 from liber_feast.errors import ConfigError, StoreNotReady
 from liber_feast.offline_candidates import ViewRequest
-from liber_feast.offline_entities import EntityRows, check_keys, entity_rows, join_keys, rows_of_window
+from liber_feast.offline_entities import EntityFrame, EntityRows, check_keys, entity_rows, join_keys, rows_of_window
 from liber_feast.offline_join import StageLimits, join_view
 from liber_feast.offline_pull import Pull
 from liber_feast.offline_read import Snapshot, feast_types, locate, open_snapshot
@@ -104,7 +103,7 @@ class LiberOfflineStore(OfflineStore):
         config: RepoConfig,
         feature_views: list[FeatureView],
         feature_refs: list[str],
-        entity_df: pd.DataFrame | pa.Table | str | None,
+        entity_df: EntityFrame | str | None,
         registry: BaseRegistry,
         project: str,
         full_feature_names: bool = False,
@@ -252,7 +251,7 @@ class _Frame:
 
 
 def _frame(
-    entity_df: pd.DataFrame | pa.Table | str | None,
+    entity_df: EntityFrame | str | None,
     *,
     views: Sequence[FeatureView],
     start: datetime | None,

@@ -5,7 +5,8 @@ may use what is visible at or before it. Group and time together make one narrow
 and one binary search for all queries, whatever the length of a history; wide columns are gathered once, afterwards.
 
 Groups are int64 codes from 0, times int64 in any one unit; a query of group -1 finds nothing. "Strictly before t" is
-"at or before t - 1" in the unit of t. Positions are positions of rows, `NO_ROW` where there is none.
+"at or before t - 1" in the unit of t. No product of groups is taken unchecked: those that are too far apart for it are
+replaced by their ranks. Positions are positions of rows, `NO_ROW` where there is none.
 """
 
 from collections.abc import Iterator, Sequence
@@ -165,6 +166,14 @@ def last_visible(
     return plain.replaced(is_late, scattered)
 
 
+def paired(groups: Ints, codes: Ints) -> Ints:
+    """Return one group per (group, code), in the order of these pairs; codes count from 0."""
+    size = int(codes.max(initial=0)) + 1
+    if (int(groups.max(initial=0)) + 1) * size >= KEY_LIMIT:
+        groups = _dense(groups, groups)[0]
+    return groups * size + codes
+
+
 def order_by(groups: Ints, times: Ints) -> Ints:
     """Return positions by (group, time, position)."""
     keys, _ = _composite(groups, times, query_groups=np.zeros(0, np.int64), query_times=np.zeros(0, np.int64))
@@ -224,13 +233,14 @@ def _codes(indices: pa.Array) -> Ints:
     return codes
 
 
-def _dense(entity_codes: Ints, source_codes: Ints) -> tuple[Ints, Ints, int]:
-    levels = np.unique(entity_codes[entity_codes >= 0])
+def _dense(codes: Ints, others: Ints) -> tuple[Ints, Ints, int]:
+    """Return `codes` as their ranks, `others` as the ranks of equal codes or -1, and how many ranks there are."""
+    levels = np.unique(codes[codes >= 0])
     if not len(levels):
-        return np.full_like(entity_codes, -1), np.full_like(source_codes, -1), 1
-    place = np.minimum(np.searchsorted(levels, source_codes), len(levels) - 1)
-    dense_source = np.where(levels[place] == source_codes, place, -1)
-    return np.where(entity_codes < 0, -1, np.searchsorted(levels, entity_codes)), dense_source, len(levels)
+        return np.full_like(codes, -1), np.full_like(others, -1), 1
+    place = np.minimum(np.searchsorted(levels, others), len(levels) - 1)
+    dense_others = np.where(levels[place] == others, place, -1)
+    return np.where(codes < 0, -1, np.searchsorted(levels, codes)), dense_others, len(levels)
 
 
 def _composite(groups: Ints, seen: Ints, *, query_groups: Ints, query_times: Ints) -> tuple[Ints, Ints]:
@@ -242,6 +252,9 @@ def _composite(groups: Ints, seen: Ints, *, query_groups: Ints, query_times: Int
     if low > LOWEST and (most + 1) * (high - low + 2) >= KEY_LIMIT and high - low <= HIGHEST:
         step = int(np.gcd.reduce(seen - low)) or 1  # times in whole seconds need no microseconds
     size = (high - low) // step + 2
+    if (most + 1) * size >= KEY_LIMIT and most >= len(groups):  # else the ranks of times make it fit
+        groups, query_groups, count = _dense(groups, query_groups)
+        most = count - 1
     if low > LOWEST and (most + 1) * size < KEY_LIMIT:
         ticks = np.clip(query_times, low - 1, high) - low
         row_ticks, query_ticks = (seen - low, ticks) if step == 1 else ((seen - low) // step, ticks // step)

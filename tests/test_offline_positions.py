@@ -264,11 +264,12 @@ def write_two_vectors(repo: Path, vectors: list[list[float | None]], *, versions
     ("vectors", "message"),
     [
         ([[1.0], [1.0, 2.0]], "widths 1, 2, so they are of several encoders"),
+        ([[], []], "column 'vector' has vectors without values. "),
         ([[1.0], [None]], "a value of its vectors is null"),
         ([[1.0], [float("nan")]], "a value of its vectors is not finite"),
         ([[float("inf")], [1.0]], "a value of its vectors is not finite"),
     ],
-    ids=["widths", "null", "nan", "infinite"],
+    ids=["widths", "no width", "null", "nan", "infinite"],
 )
 def test_vectors_that_make_no_table_are_refused(
     store: FeatureStore, repo: Path, vectors: list[list[float | None]], message: str

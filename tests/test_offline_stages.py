@@ -254,6 +254,11 @@ BROKEN_PARTITIONS = [
             "column 'partition_index' has type double; it must be",
         ),
         ({"vector": pa.array([1.0, 2.0])}, ConfigError, "column 'vector' has type double; it must be a list of floats"),
+        (
+            {"vector": pa.array([["1"], ["2"]])},
+            ConfigError,
+            "column 'vector' has type list<.*: string>; it must be a list of floats",
+        ),
     )
 ]
 

@@ -324,33 +324,6 @@ def test_without_a_frame_several_views_meet_at_every_key_and_time_of_the_window(
     ]
 
 
-@pytest.mark.parametrize(
-    ("frame", "message"),
-    [
-        (pd.DataFrame({"user_id": ["a"]}), "no column 'event_timestamp'.*Name the time of each row"),
-        (pd.DataFrame({"user_id": ["a"], "event_timestamp": ["2024-01-01"]}), "'event_timestamp' has type string"),
-        (pd.DataFrame({"user_id": ["a"], "event_timestamp": [17]}), "'event_timestamp' has type int64"),
-        (pd.DataFrame({"event_timestamp": [second(1)]}), "'user_id' is missing; feature view 'ages' is joined on it"),
-        (entity_frame([7], [1]).astype({"user_id": int}), "'user_id' has type int64, but feature view 'ages'.*string"),
-        (entity_frame(["a", 7], [1, 1]), "values of different types.*user_id"),
-        (entity_frame(["a"], [1], age=[3]), "feature 'age' has the name of another column"),
-        ("SELECT 1", "no SQL engine; pass a pandas DataFrame"),
-        (entity_frame(["a"], [1]).assign(x=1, y=2).rename(columns={"y": "x"}), "more than one column is named x"),
-        (entity_frame(["a"], [1], x=[1j]), "a type that Arrow lacks.*x"),
-        (entity_frame(["a"], [1]).set_index("event_timestamp"), "no column 'event_timestamp'"),
-        (pd.DataFrame(), "no column 'event_timestamp'.*no columns"),
-    ],
-    ids=[
-        *("no time", "text time", "integer time", "no key", "key type", "mixed key", "name clash", "query"),
-        *("same name", "foreign type", "time as index", "nothing at all"),
-    ],
-)
-def test_bad_frames_end_in_one_line_that_says_what_to_do(wide: FeatureStore, frame: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        wide.get_historical_features(frame, ["ages:age"]).to_arrow()
-    assert "\n" not in caught.value.message
-
-
 def test_metadata_says_keys_features_and_the_times(wide: FeatureStore) -> None:
     job = wide.get_historical_features(entity_frame(["a", "b"], [9, 4], item_id=[1, 1]), ["ages:age"])
     assert job.metadata is not None

@@ -16,18 +16,20 @@ from liber_feast.pit import (
     key_codes,
     last_visible,
     order_by,
+    paired,
     ranges,
     rescale,
     slices,
 )
 
-GROUPS = st.integers(0, 3)
+FAR = [2**61 - 1, 2**61, 2**62 - 1]
+GROUPS = st.integers(0, 3) | st.sampled_from(FAR)
 NARROW = st.integers(-4, 6)
 WIDE = NARROW | st.sampled_from([LOWEST, LOWEST + 1, -(2**61), 2**61, HIGHEST])
 Row = tuple[int, int, int, int]
 Query = tuple[int, int]
 ROWS = st.lists(st.tuples(GROUPS, WIDE, NARROW, NARROW), max_size=25)
-QUERIES = st.lists(st.tuples(st.integers(-1, 4), WIDE), max_size=12)
+QUERIES = st.lists(st.tuples(st.integers(-1, 4) | st.sampled_from(FAR), WIDE), max_size=12)
 
 
 def ints(values: Sequence[int]) -> Ints:
@@ -40,6 +42,7 @@ def columns(rows: list[Row]) -> list[Ints]:
 
 @given(ROWS, QUERIES)
 @example([(0, HIGHEST, 0, 0), (1, LOWEST, 0, 0)], [(0, HIGHEST), (1, LOWEST), (1, LOWEST + 1)])
+@example([(0, 1, 0, 0), (2**61, 0, 0, 0)] + [(1, time, 0, 0) for time in range(5)], [(0, 2), (2**61, 0)])
 def test_as_of_finds_the_last_row_by_time_then_created_then_position(rows: list[Row], queries: list[Query]) -> None:
     groups, times, created, _ = columns(rows)
     found = as_of(
@@ -130,7 +133,7 @@ def test_only_windows_of_groups_that_show_out_of_order_have_rows_of_their_own(
     rows: list[Row], queries: list[Query], length: int, labeled: bool
 ) -> None:
     groups, times, labels, created = columns(rows)
-    in_order = {group for group in range(4) if group % 2 == 0}
+    in_order = {0, 2, 2**61}
     order = np.lexsort((created, np.where(np.isin(groups, list(in_order)), times, labels), groups))
     labels = np.where(np.isin(groups, list(in_order)), np.arange(len(rows)), labels)
     windows = last_visible(
@@ -220,6 +223,26 @@ def test_rows_share_a_group_exactly_when_all_their_keys_are_equal(
         assert (group in entity_groups and group >= 0) == (row in entity and None not in row)
 
 
+def test_a_key_of_four_columns_finds_every_row() -> None:
+    """Two rows of each of 32,768 values: their codes go up to 2^60, and times of no common step follow each other."""
+    count = 1 << 15
+    once, again = np.arange(count), np.roll(np.arange(count), -16)
+    columns = [pa.array(np.concatenate([once, again]))] + [pa.array(np.concatenate([once, once]))] * 3
+    times = np.concatenate([once, once]) % (count - 1) * 1_000_003
+    entity_groups, groups = key_codes(columns, columns)
+    found = as_of(groups, times, query_groups=entity_groups, query_times=times)
+    assert found.tolist() == list(range(2 * count))
+
+
+@given(st.lists(st.tuples(GROUPS, st.integers(0, 3)), max_size=12))
+def test_a_pair_of_group_and_code_is_a_group_in_their_order(pairs: list[tuple[int, int]]) -> None:
+    found = paired(ints([group for group, _ in pairs]), ints([code for _, code in pairs])).tolist()
+    assert all(group >= 0 for group in found)
+    for pair, group in zip(pairs, found, strict=True):
+        for other, its_group in zip(pairs, found, strict=True):
+            assert (pair < other, pair == other) == (group < its_group, group == its_group)
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), max_size=10))
 def test_ranges_are_laid_end_to_end(pairs: list[tuple[int, int]]) -> None:
     starts, stops = ints([a for a, _ in pairs]), ints([a + n for a, n in pairs])
@@ -246,8 +269,9 @@ def test_order_is_by_group_then_time_then_position(rows: list[Row]) -> None:
 def test_times_in_coarse_steps_are_joined_like_any_others(
     rows: list[Row], queries: list[Query], step: int, offset: int
 ) -> None:
+    rows = [(group % 4, *rest) for group, *rest in rows]
     groups, _, times, created = columns(rows)
-    asked = [(group, (time % 12 - 4) * step + offset) for group, time in queries]
+    asked = [(min(group, 4), (time % 12 - 4) * step + offset) for group, time in queries]
     found = as_of(
         groups * 1_000_000,
         times * step,

@@ -242,9 +242,9 @@ def _read_view(store: FeatureStore, name: str) -> pa.Table:
     view: FeatureView = store.get_feature_view(name)
     source = view.batch_source
     snapshot = open_snapshot(locate(source, config=store.config, view=view))
-    table = snapshot.read(snapshot.dataset.schema.names)
-    names = {**(source.field_mapping or {}), source.timestamp_field: EVENT_TIME}
-    return table.rename_columns([names.get(own, own) for own in table.column_names])
+    table = snapshot.renamed(snapshot.read(snapshot.dataset.schema.names))
+    time = (source.field_mapping or {}).get(source.timestamp_field, source.timestamp_field)
+    return table.rename_columns([EVENT_TIME if name == time else name for name in table.column_names])
 
 
 def _rating_scale(store: FeatureStore) -> RatingScale:
