@@ -6,12 +6,14 @@ bad table is taken, no row is dropped in silence.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from liber_feast.errors import InvalidBehaviors
 
@@ -21,6 +23,10 @@ TIMESTAMP = pa.timestamp("us", tz="UTC")
 REQUIRED = (USER, ITEM, RATING, EVENT_TIME)
 
 EARLIEST = pa.scalar(datetime(1, 1, 1, tzinfo=UTC), TIMESTAMP)
+MAX_ID_LENGTH = 512
+"""Characters of an id of a user, item or behavior: what a database can index."""
+QUOTED_LENGTH = 80
+"""Characters of a bad value that a message quotes."""
 FUTURE_TOLERANCE = timedelta(days=1)
 """How far past the clock an event time may lie; farther is taken for a wrong unit or a broken clock."""
 
@@ -68,30 +74,37 @@ def check_behaviors(
     the column `behavior_id` where there is one, else a hash of user, item and time. Naive times are UTC.
 
     Raises:
-        InvalidBehaviors: a missing column, a wrong type, a null, a rating outside `scale` or a time later than
-            `now` plus `FUTURE_TOLERANCE`; the message names `source`, the column and the first bad row.
+        InvalidBehaviors: a missing column, a wrong type, a null, an id that no database can keep, a rating outside
+            `scale` or a time later than `now` plus `FUTURE_TOLERANCE`; the message is one line and names `source`,
+            the column and the first bad row.
     """
     _refuse_columns(table.column_names, source=source)
-    columns = {
-        USER: _ids(table, USER, source=source),
-        ITEM: _ids(table, ITEM, source=source),
-        RATING: _ratings(table, scale=scale, source=source),
-        EVENT_TIME: _times(table, now=now, source=source),
+    readers = {
+        USER: lambda: _ids(table, USER, source=source),
+        ITEM: lambda: _ids(table, ITEM, source=source),
+        RATING: lambda: _ratings(table, scale=scale, source=source),
+        EVENT_TIME: lambda: _times(table, now=now, source=source),
     }
-    given = _ids(table, BEHAVIOR_ID, source=source) if BEHAVIOR_ID in table.column_names else None
-    columns[BEHAVIOR_ID] = (
-        behavior_ids(columns[USER], columns[ITEM], columns[EVENT_TIME]) if given is None else given.cast(pa.string())
-    )
-    return _canonical(pa.table(columns))
+    if BEHAVIOR_ID in table.column_names:
+        readers[BEHAVIOR_ID] = lambda: _ids(table, BEHAVIOR_ID, source=source).cast(pa.string())
+    columns = {name: _read(reader, name, source=source) for name, reader in readers.items()}
+    if BEHAVIOR_ID not in columns:
+        columns[BEHAVIOR_ID] = behavior_ids(columns[USER], columns[ITEM], columns[EVENT_TIME])
+    return canonical_order(pa.table(columns))
 
 
 def behavior_ids(users: pa.Array, items: pa.Array, times: pa.Array) -> pa.Array:
     """Return the ids of behaviors whose source has none: 16 hex digits, a hash of user, item and time."""
     micros = times.cast(TIMESTAMP).cast(pa.int64())
-    rows = zip(users.to_pylist(), items.to_pylist(), micros.to_pylist(), strict=True)
+    rows = zip(*(_values(column) for column in (users, items, micros)), strict=True)
     return pa.array(
         [hashlib.blake2b(f"{u}\x1f{i}\x1f{t}".encode(), digest_size=8).hexdigest() for u, i, t in rows], pa.string()
     )
+
+
+def _values(column: pa.Array) -> list[object]:
+    values: list[object] = column.to_pylist() if column.null_count else column.to_numpy(zero_copy_only=False).tolist()
+    return values
 
 
 def microseconds(moment: datetime) -> int:
@@ -125,7 +138,7 @@ def _refuse_columns(names: list[str], *, source: str) -> None:
     for name in REQUIRED:
         if name not in names:
             raise InvalidBehaviors(
-                f"{source}: column {name!r} is missing; found {', '.join(names) or 'no columns'}."
+                f"{source}: column {name!r} is missing; found {_brief(', '.join(names)) or 'no columns'}."
                 f" Behaviors need {', '.join(REQUIRED)}.",
                 column=name,
             )
@@ -136,6 +149,22 @@ def _refuse_columns(names: list[str], *, source: str) -> None:
             )
 
 
+def _read(reader: Callable[[], pa.Array], name: str, *, source: str) -> pa.Array:
+    """Return a column; one that Arrow cannot read is refused: a text that is no UTF-8, broken indices, 2 GiB of ids."""
+    try:
+        return reader()
+    except pa.ArrowException as error:
+        raise InvalidBehaviors(
+            f"{source}: column {name!r} cannot be read: {_brief(error)}. Write it anew.", column=name
+        ) from error
+
+
+def _brief(found: object) -> str:
+    """Return what was found as a message quotes it: in one line, and not at any length."""
+    text = " ".join(str(found).split())
+    return text if len(text) <= QUOTED_LENGTH else f"{text[:QUOTED_LENGTH]}..."
+
+
 def _ids(table: pa.Table, name: str, *, source: str) -> pa.Array:
     column = _no_nulls(table, name, source=source)
     kind = canonical_id_type(column.type)
@@ -143,18 +172,17 @@ def _ids(table: pa.Table, name: str, *, source: str) -> pa.Array:
         return pa.array([], kind or pa.string())
     if kind is None:
         raise InvalidBehaviors(
-            f"{source}: column {name!r} has type {column.type}; ids are strings or 64-bit integers.", column=name
+            f"{source}: column {name!r} has type {_brief(column.type)}; ids are strings or 64-bit integers.",
+            column=name,
         )
     ids = column.cast(kind)
     if pa.types.is_string(ids.type):
-        _refuse(
-            pc.equal(ids, ""),
-            ids,
-            name,
-            what="an empty id",
-            fix="Every id needs at least one character.",
-            source=source,
-        )
+        longest = f"Ids have 1 to {MAX_ID_LENGTH} characters."
+        _refuse(pc.equal(ids, ""), ids, name, what="an empty id", fix=longest, source=source)
+        too_long = pc.greater(pc.utf8_length(ids), MAX_ID_LENGTH)
+        _refuse(too_long, ids, name, what="an id that is too long", fix=longest, source=source)
+        with_nul = pc.match_substring(ids, "\0")
+        _refuse(with_nul, ids, name, what="a NUL character", fix="No database keeps one in a text.", source=source)
     return ids
 
 
@@ -165,7 +193,7 @@ def _ratings(table: pa.Table, *, scale: RatingScale, source: str) -> pa.Array:
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     if not any(is_kind(column.type) for is_kind in kinds):
         raise InvalidBehaviors(
-            f"{source}: column {RATING!r} has type {column.type}; ratings are numbers.", column=RATING
+            f"{source}: column {RATING!r} has type {_brief(column.type)}; ratings are numbers.", column=RATING
         )
     ratings = column.cast(pa.float64(), safe=False)
     outside = pc.invert(pc.and_(pc.greater_equal(ratings, scale.low), pc.less_equal(ratings, scale.high)))
@@ -186,7 +214,7 @@ def _times(table: pa.Table, *, now: datetime, source: str) -> pa.Array:
         return pa.array([], TIMESTAMP)
     if not pa.types.is_timestamp(column.type):
         raise InvalidBehaviors(
-            f"{source}: column {EVENT_TIME!r} has type {column.type}; it must be a timestamp"
+            f"{source}: column {EVENT_TIME!r} has type {_brief(column.type)}; it must be a timestamp"
             " (parse texts and unix seconds before).",
             column=EVENT_TIME,
         )
@@ -194,7 +222,8 @@ def _times(table: pa.Table, *, now: datetime, source: str) -> pa.Array:
         times = canonical_times(column)
     except pa.ArrowInvalid as error:
         raise InvalidBehaviors(
-            f"{source}: column {EVENT_TIME!r} has times outside the range of microseconds: {error}.", column=EVENT_TIME
+            f"{source}: column {EVENT_TIME!r} has times outside the range of microseconds: {_brief(error)}.",
+            column=EVENT_TIME,
         ) from error
     fix = "Is its unit right (seconds, milliseconds)?"
     latest = pa.scalar(now.astimezone(UTC) + FUTURE_TOLERANCE, TIMESTAMP)
@@ -204,6 +233,7 @@ def _times(table: pa.Table, *, now: datetime, source: str) -> pa.Array:
 
 
 def _no_nulls(table: pa.Table, name: str, *, source: str) -> pa.Array:
+    table.column(name).validate(full=True)
     column = table.column(name).combine_chunks()
     if pa.types.is_dictionary(column.type):  # nulls among a dictionary's values are not in its null_count
         column = column.dictionary_decode()
@@ -223,6 +253,7 @@ def _refuse(bad: pa.Array, values: pa.Array, name: str, *, what: str, fix: str, 
     if len(rows):
         first = int(rows[0])
         value = str(values.slice(first, 1).to_numpy(zero_copy_only=False)[0])  # a datetime cannot hold every time
+        value = value if len(value) <= QUOTED_LENGTH else f"{value[:QUOTED_LENGTH]}..."
         raise InvalidBehaviors(
             f"{source}: column {name!r} has {what} in {len(rows)} rows, first {value!r} in row {first}. {fix}",
             column=name,
@@ -230,14 +261,37 @@ def _refuse(bad: pa.Array, values: pa.Array, name: str, *, what: str, fix: str, 
         )
 
 
-def _canonical(table: pa.Table) -> CheckedBehaviors:
-    times = table[EVENT_TIME].to_numpy()
-    ids = table[BEHAVIOR_ID].to_pandas().to_numpy()
-    order = np.lexsort((ids, times)) if len(table) else np.arange(0)
+def canonical_order(table: pa.Table) -> CheckedBehaviors:
+    """Return rows that are checked, in canonical types, sorted and each (user, behavior id) once: the first of all."""
+    order = _order(table)
     was_sorted = bool((order == np.arange(len(order))).all())
     ordered = table if was_sorted else table.take(pa.array(order))
-    keys = ordered.select([USER, BEHAVIOR_ID]).to_pandas()
-    repeated = keys.duplicated().to_numpy() if len(keys) else np.zeros(0, bool)
+    repeated = _repeated(ordered)
     if repeated.any():
         ordered = ordered.filter(pa.array(~repeated))
     return CheckedBehaviors(table=ordered, duplicate_count=int(repeated.sum()), was_sorted=was_sorted)
+
+
+def _order(table: pa.Table) -> NDArray[np.int64]:
+    """Return the order by (time, id); ids are compared in ties alone, because texts sort slowly."""
+    times = table[EVENT_TIME].cast(pa.int64()).to_numpy()
+    order = np.argsort(times, kind="stable")
+    repeats = np.diff(times[order]) == 0
+    is_tied = np.append(repeats, False) | np.append(False, repeats)
+    if len(order) and is_tied.any():
+        tied = order[is_tied]
+        ids = table[BEHAVIOR_ID].take(pa.array(tied)).to_pandas().to_numpy()
+        order[is_tied] = tied[np.lexsort((ids, times[tied]))]
+    return order
+
+
+def _repeated(table: pa.Table) -> NDArray[np.bool_]:
+    """Return which rows have the (user, behavior id) of one before."""
+    ids = table[BEHAVIOR_ID].combine_chunks().dictionary_encode()
+    repeated = np.zeros(len(table), np.bool_)
+    if len(ids.dictionary) < len(table):
+        users = table[USER].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        pairs = users * len(ids.dictionary) + ids.indices.to_numpy()
+        repeated[:] = True
+        repeated[np.unique(pairs, return_index=True)[1]] = False
+    return repeated

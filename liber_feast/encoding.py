@@ -13,6 +13,7 @@ import numpy.typing as npt
 from liber_feast.errors import ConfigError
 from liber_feast.interest import Progress
 from liber_feast.memory import Memory
+from liber_feast.memory.leases import FIT_PCA, Lease, LeaseLost, held, renew
 from liber_feast.memory.vectors import (
     add_vectors,
     distinct_text_count,
@@ -71,11 +72,23 @@ class Encoding:
         """Encode every text that has no vector, of all users or of some; return how many went through BERT.
 
         The PCA is fitted on the texts of all users, and then every text gets its vector. While there are fewer
-        distinct texts than the PCA is wide nothing is encoded and `missing_count` is set.
+        distinct texts than the PCA is wide nothing is encoded and `missing_count` is set. Of several processes one
+        fits it, and the others wait.
+
+        Raises:
+            RetryableError: this process was paused while it fitted, and another one fits since.
         """
         pca = self.pca()
         if pca is None:
-            return self._fit(memory, progress)
+            if not self._may_fit(memory):
+                return 0
+            with held(memory, FIT_PCA) as lease:
+                pca = self.pca()
+                if pca is None:
+                    return self._fit(memory, lease, progress)
+        return self._encode(memory, pca, progress=progress, user_keys=user_keys)
+
+    def _encode(self, memory: Memory, pca: FrozenPca, *, progress: Progress, user_keys: Sequence[int] | None) -> int:
         self.missing_count = 0  # another process may have fitted it
         with memory.reading() as connection:
             waiting = texts_without_vector(connection, pca.version, user_keys=user_keys)
@@ -92,14 +105,17 @@ class Encoding:
             _keep(memory, _as_bytes(some, vectors), ids=ids, pca=pca)
         return len(new)
 
-    def _fit(self, memory: Memory, progress: Progress) -> int:
+    def _may_fit(self, memory: Memory) -> bool:
+        """Return whether there are enough texts for a PCA, as far as counting them says."""
         with memory.reading() as connection:
             count = distinct_text_count(connection)
-            if count <= self._unfit_count:  # BERT would say the same again
-                return 0
-            self.missing_count = max(0, self.width - count)
-            if self.missing_count:
-                return 0
+        if count <= self._unfit_count:  # BERT would say the same again
+            return False
+        self.missing_count = max(0, self.width - count)
+        return not self.missing_count
+
+    def _fit(self, memory: Memory, lease: Lease, progress: Progress) -> int:
+        with memory.reading() as connection:
             every = distinct_texts(connection)
         bert = self.bert()
         vectors = bert.encode(list(every.values()), progress=_of(progress, len(every)))
@@ -108,9 +124,13 @@ class Encoding:
         except TooFewTexts as error:  # texts that differ can still encode alike
             self.missing_count, self._unfit_count = error.missing_count, len(every)
             return len(every)
-        with memory.writing():  # of two runs that fit at once, the PCA saved first stays
-            if self.pca() is None:
+        try:
+            with memory.writing("fit_pca") as connection:
+                renew(connection, lease)
                 pca.save(self.folder)
+        except LeaseLost:  # this process was paused, and another one fits since: the PCA saved first stays
+            if self.pca() is None:
+                raise
         pca = self.pca() or pca
         with memory.reading() as connection:
             waiting = texts_without_vector(connection, pca.version)
@@ -135,5 +155,4 @@ def _as_bytes(keys: list[str], vectors: npt.NDArray[np.float32]) -> dict[str, by
 def _keep(memory: Memory, vectors: Mapping[str, bytes], *, ids: Mapping[str, list[int]], pca: FrozenPca) -> None:
     found = {text_id: vector for key, vector in vectors.items() for text_id in ids.get(key, ())}
     if found:
-        with memory.writing() as connection:
-            add_vectors(connection, found, encoder_version=pca.version)
+        memory.retrying(lambda connection: add_vectors(connection, found, encoder_version=pca.version), what="vectors")

@@ -14,6 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from liber_feast.behavior import Behavior
@@ -31,6 +33,7 @@ __all__ = [
     "TimeCondition",
     "condition_from",
     "content_hash",
+    "content_hashes",
     "order",
     "partition_hash",
     "partition_table",
@@ -264,6 +267,28 @@ def content_hash(rows: Iterable[tuple[str, str | int, float, int]]) -> str:
             encoded = field.encode()
             content.update(len(encoded).to_bytes(8, "big") + encoded)  # the length, so that no id can imitate another
     return content.hexdigest()
+
+
+def content_hashes(
+    behavior_ids: pa.Array, item_ids: pa.Array, *, ratings: NDArray[np.float64], times_us: Codes, starts: Codes
+) -> list[str]:
+    """Return `content_hash` of many partitions: rows in order, `starts` being the first row of each."""
+    bits, places = np.unique(ratings.view(np.int64), return_inverse=True)  # as bits, in which -0.0 is not 0.0
+    spelled = pa.array([rating.hex() for rating in bits.view(np.float64).tolist()], pa.string())
+    times = pa.array(times_us).cast(pa.string())
+    parts = []
+    for column in (behavior_ids, item_ids, spelled.take(pa.array(places)), times):
+        field = column.cast(pa.large_binary())
+        lengths = pc.binary_length(field).to_numpy(zero_copy_only=False).astype(">u8")
+        sizes = pa.Array.from_buffers(pa.binary(8), len(field), [None, pa.py_buffer(lengths)])
+        parts += [sizes.cast(pa.large_binary()), field]
+    content = pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.large_binary()))
+    _, offsets, data = content.buffers()
+    if data is None:
+        return []
+    edges = np.frombuffer(offsets, np.int64)[np.append(starts, len(content))].tolist()
+    whole = memoryview(data)
+    return [hashlib.blake2b(whole[left:right], digest_size=16).hexdigest() for left, right in pairwise(edges)]
 
 
 def _first_rows(user_codes: Codes) -> NDArray[np.bool_]:

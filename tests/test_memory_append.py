@@ -286,7 +286,7 @@ def test_an_empty_table_changes_nothing_and_says_nothing_of_the_type_of_ids() ->
     memory = new_memory()
     before = everything(memory)
     appended = memory.append(table_of([]), condition=TWO)
-    assert appended == Appended(behavior_count=0, duplicate_count=0, late_count=0, sealed_count=0, user_keys=())
+    assert appended == Appended()
     assert everything(memory) == before
     append_all(memory, [behavior(1, user=7, item=70)])
     assert memory.append(table_of([]), condition=TWO).behavior_count == 0

@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liber_feast.interest import SHIFT, SUMMARY, Failure, learn
+from liber_feast.interest import SHIFT, SUMMARY, Failure, LearnedText, learn
 from liber_feast.memory import Memory
-from liber_feast.memory.schema import partitions, recomputations, texts, users
+from liber_feast.memory.schema import behaviors, partitions, recomputations, text_vectors, texts, users
 from liber_feast.memory.status import failed_user_keys, failure_reasons, memory_status
+from liber_feast.memory.vectors import add_vectors
+from tests import services
 from tests.failure_parts import FaultyLearner, Runs, mark
 from tests.memory_parts import (
     SECOND_US,
@@ -25,6 +28,7 @@ from tests.memory_parts import (
     waves_of,
 )
 
+memory_url = services.memory_url
 REASON = "answer cut off at 256 tokens"
 
 
@@ -366,6 +370,37 @@ def test_a_failure_counts_the_calls_that_were_made_for_it(attempt_count: int) ->
     (request,) = waves.summary_requests()
     waves.keep_summaries([(request, Failure(reason="prompt too long", attempt_count=attempt_count))])
     assert states(memory)["ann", 0] == State(failure="prompt too long", attempts=attempt_count, summaries=(), shifts=())
+
+
+@pytest.mark.parametrize("outcome", [LearnedText(text="ann likes it"), Failure(reason="no answer", attempt_count=1)])
+def test_an_answer_about_a_user_who_was_forgotten_meanwhile_vanishes(
+    memory_url: str, tmp_path: Path, outcome: LearnedText | Failure
+) -> None:
+    memory = Memory.open(memory_url, base=tmp_path)
+    append_all(memory, [behavior(second, user=user) for user in ("ann", "bob") for second in range(2)])
+    waves = waves_of(memory, EchoLearner())
+    ann, bob = waves.summary_requests()
+    with memory.writing() as connection:
+        connection.execute(behaviors.delete().where(behaviors.c.user_key == 1))
+        connection.execute(partitions.delete().where(partitions.c.user_key == 1))
+    waves.keep_summaries([(ann, outcome), (bob, LearnedText(text="bob likes it"))])
+    assert set(states(memory)) == {("bob", 0)}
+    assert newest(memory, SUMMARY) == {0: "bob likes it"}
+    memory.close()
+
+
+def test_the_vector_of_a_text_that_is_gone_vanishes(memory_url: str, tmp_path: Path) -> None:
+    memory = Memory.open(memory_url, base=tmp_path)
+    append_all(memory, [behavior(second) for second in range(4)])
+    learn_all(memory)
+    with memory.writing() as connection:
+        connection.execute(texts.delete().where(texts.c.text_id == 2))
+        add_vectors(connection, {1: b"1", 2: b"2", 3: b"3"}, encoder_version="v")
+        add_vectors(connection, {1: b"other"}, encoder_version="v")
+    with memory.reading() as connection:
+        kept = {row.text_id: bytes(row.vector) for row in connection.execute(sa.select(text_vectors))}
+    assert kept == {1: b"1", 3: b"3"}
+    memory.close()
 
 
 PLACES = st.sets(st.tuples(st.sampled_from([SUMMARY, SHIFT]), st.sampled_from(["ann", "bob"]), st.integers(0, 5)))

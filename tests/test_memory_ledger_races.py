@@ -4,12 +4,9 @@ import multiprocessing
 import os
 import signal
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
 import sqlalchemy as sa
 
 from liber_feast.budget import Amount, CallOutcome, Limits, SettledCall
@@ -17,35 +14,18 @@ from liber_feast.memory import Memory
 from liber_feast.memory.call_tables import calls
 from liber_feast.memory.ledger import MemoryLedger
 from liber_feast.memory.spending import run_spent, spent
+from tests import services
 from tests.ledger_parts import MOST, TODAY, answered, counters, ledger_of, planned, sums
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 SPAWN = multiprocessing.get_context("spawn")
-POSTGRES = os.environ.get("LIBER_TEST_POSTGRES", "postgresql+psycopg:///")
-"""By default the database that the environment's PG* variables name, or a local one of the user's name."""
 WORKERS, CALLS, TOKENS = 4, 200, 15_000
 PATIENCE_S = 300
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'memory.db'}"
-        return
-    server = sa.create_engine(POSTGRES, connect_args={"connect_timeout": 5})
-    name = f"liber_test_{uuid.uuid4().hex}"
-    try:
-        with server.begin() as connection:
-            connection.execute(sa.schema.CreateSchema(name))
-    except sa.exc.OperationalError:
-        pytest.skip("no PostgreSQL answers here; LIBER_TEST_POSTGRES can name one")
-    yield sa.make_url(POSTGRES).update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(False)
-    with server.begin() as connection:
-        connection.execute(sa.schema.DropSchema(name, cascade=True))
-    server.dispose()
+memory_url = services.memory_url
 
 
 def opened(url: str) -> Memory:
@@ -86,10 +66,10 @@ def heard_from(ready: "Connection[bool, bool]") -> None:
     ready.recv()
 
 
-def test_workers_use_up_the_budget_of_a_day_together_and_never_more(url: str) -> None:
-    memory = opened(url)
+def test_workers_use_up_the_budget_of_a_day_together_and_never_more(memory_url: str) -> None:
+    memory = opened(memory_url)
     pipes = [SPAWN.Pipe() for _ in range(WORKERS)]
-    workers = [SPAWN.Process(target=spend_until_refused, args=(url, theirs)) for _, theirs in pipes]
+    workers = [SPAWN.Process(target=spend_until_refused, args=(memory_url, theirs)) for _, theirs in pipes]
     for worker in workers:
         worker.start()
     for ours, _ in pipes:
@@ -112,10 +92,10 @@ def test_workers_use_up_the_budget_of_a_day_together_and_never_more(url: str) ->
     assert TOKENS - used < 100, "another call would have fit"
 
 
-def test_the_calls_of_a_killed_worker_stay_reserved_for_the_next(url: str) -> None:
-    memory = opened(url)
+def test_the_calls_of_a_killed_worker_stay_reserved_for_the_next(memory_url: str) -> None:
+    memory = opened(memory_url)
     ours, theirs = SPAWN.Pipe()
-    worker = SPAWN.Process(target=reserve_and_hang, args=(url, theirs))
+    worker = SPAWN.Process(target=reserve_and_hang, args=(memory_url, theirs))
     worker.start()
     heard_from(ours)
     assert worker.pid is not None

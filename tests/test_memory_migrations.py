@@ -115,7 +115,6 @@ def test_a_memory_of_version_1_keeps_every_row(tmp_path: Path) -> None:
         "waiting": [(user, 1, after["waiting"][0][2], 0, None, None, 0) for user in sorted(sealed, key=str)],
         "leases": [],
         "tombstones": [],
-        "forgettings": [],
     }
 
 

@@ -5,12 +5,13 @@ from datetime import UTC, datetime, timedelta, timezone
 from itertools import groupby
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from liber_feast.behavior import Behavior
-from liber_feast.partition import NEVER_SEALED, partition_hash, seal_time, seal_times
+from liber_feast.partition import NEVER_SEALED, content_hash, content_hashes, partition_hash, seal_time, seal_times
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -52,6 +53,29 @@ def test_a_seal_time_is_after_the_latest_behavior_and_after_the_partition_before
 def test_partition_hashes_stay_what_stored_results_are_kept_under() -> None:
     stream = [behavior(1, name="x", item="i1", rating=4), behavior(2, name="y", item="i2", rating=0.5)]
     assert partition_hash(stream) == "b398a460b47d686ae1b13ccb30d9051c"
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=5) | st.sampled_from(["", "a", "aa", "é", "\U0001f600"])
+numbers = st.floats(allow_nan=True) | st.sampled_from([0.0, -0.0, 0.5, 4.0])
+moments = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.lists(st.tuples(texts, texts, numbers, moments), max_size=20), st.sets(st.integers(1, 19)), st.booleans())
+def test_the_hashes_of_a_table_are_those_of_its_partitions_one_by_one(
+    rows: list[tuple[str, str, float, int]], edges: set[int], is_sliced: bool
+) -> None:
+    starts = [0, *sorted(edge for edge in edges if edge < len(rows))] if rows else []
+    stops = [*starts[1:], len(rows)]
+    kind = pa.large_string() if is_sliced else pa.string()
+    ids, items = (pa.array([None, *(row[place] for row in rows)], kind).slice(1) for place in (0, 1))
+    found = content_hashes(
+        ids,
+        items,
+        ratings=np.array([row[2] for row in rows], np.float64),
+        times_us=np.array([row[3] for row in rows], np.int64),
+        starts=np.array(starts, np.int64),
+    )
+    assert found == [content_hash(rows[left:right]) for left, right in zip(starts, stops[: len(starts)], strict=True)]
 
 
 @pytest.mark.parametrize(

@@ -1,43 +1,51 @@
 """Append behaviors to the memory and seal the partitions they fill, in the caller's transaction.
 
 The short-term cache alone is the state of Algorithm 1: cached and new rows are laid in one order and cut by the
-vectorized rule, so that any split of a stream gives the partitions of one append.
+vectorized rule, so that any split of a stream gives the partitions of one append. Users are locked before anything of
+theirs is read, so that of two appends for a user the second sees what the first did.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
-from liber_feast.behavior import BEHAVIOR_ID, EVENT_TIME, ITEM, RATING, USER
+from liber_feast.behavior import ITEM, USER
 from liber_feast.errors import InvalidBehaviors
-from liber_feast.memory.bulk import execute_many, join_pairs
+from liber_feast.memory import user_states
+from liber_feast.memory.behavior_rows import (
+    BehaviorRows,
+    cached_rows,
+    has_company,
+    insert_behaviors,
+    joined,
+    known,
+    move_to_partitions,
+    ordered,
+    sent_rows,
+    starts_of,
+    texts,
+)
+from liber_feast.memory.bulk import execute_many, insert_new, insert_rows
 from liber_feast.memory.clock import now_us
-from liber_feast.memory.schema import behaviors, partitions, users
-from liber_feast.memory.settings import keep_setting, setting
+from liber_feast.memory.schema import behaviors, partitions, settings, waiting
+from liber_feast.memory.tombstones import drop_forgotten
+from liber_feast.memory.user_states import Flags, Ints, UserStates
 from liber_feast.partition import (
-    NEVER_SEALED,
     Condition,
     ItemVectors,
     TimeCondition,
-    content_hash,
+    content_hashes,
     partition_table,
     seal_times,
 )
-
-VALUES_PER_QUERY = 400
-
-Rows: TypeAlias = npt.NDArray[np.void]
-"""Behaviors as a structured array of `_BEHAVIOR`."""
-
-States: TypeAlias = Mapping[int, sa.Row[Any]]
-"""What the memory had of users before an append, by user key."""
 
 VectorsOf: TypeAlias = Callable[[Sequence[str]], ItemVectors]
 """For the drift rule: the vectors of items by id."""
@@ -47,327 +55,298 @@ VectorsOf: TypeAlias = Callable[[Sequence[str]], ItemVectors]
 class Appended:
     """What one append changed."""
 
-    behavior_count: int
-    duplicate_count: int
-    late_count: int
-    sealed_count: int
-    user_keys: tuple[int, ...]
+    behavior_count: int = 0
+    duplicate_count: int = 0
+    late_count: int = 0
+    ahead_count: int = 0
+    """New behaviors later than the memory's clock."""
+    tied_count: int = 0
+    """New behaviors at the time of another one of their user."""
+    forgotten_count: int = 0
+    """Behaviors from before their user was forgotten; they were not taken."""
+    sealed_count: int = 0
+    user_keys: tuple[int, ...] = ()
     """Users that sent behaviors, new or not: a push sent again after a crash is to finish what the first one left."""
 
-
-_BEHAVIOR = np.dtype(
-    [
-        ("user_key", np.int64),
-        ("order_time", np.int64),
-        ("event_time", np.int64),
-        ("rating", np.float64),
-        ("behavior_id", object),
-        ("item_id", object),
-        ("is_new", np.bool_),
-    ]
-)
+    def plus(self, other: "Appended") -> "Appended":
+        """Return what this append and another one changed."""
+        return Appended(
+            **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
+        )
 
 
-def _check_id_types(connection: sa.Connection, table: pa.Table) -> None:
-    for column in (USER, ITEM):
-        found, name = str(table.schema.field(column).type), f"{column}_type"
-        kept = setting(connection, name)
-        if kept is None:
-            keep_setting(connection, name, found)
-        elif kept != found:
-            raise InvalidBehaviors(
-                f"behaviors: column {column!r} has type {found}, but the memory holds {kept} ids. Use one type of ids.",
-                column=column,
-            )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seal:
+    """How partitions are sealed: by what rule, for which push (its time, microseconds; None: none) and when."""
+
+    condition: Condition
+    pushed_time: int | None
+    now: int
 
 
 def append(
-    connection: sa.Connection, table: pa.Table, *, condition: Condition, item_vectors: VectorsOf | None = None
+    connection: sa.Connection,
+    table: pa.Table,
+    *,
+    condition: Condition,
+    item_vectors: VectorsOf | None = None,
+    pushed_time: int | None = None,
 ) -> Appended:
-    """Append a canonical behavior table; see `Memory.append`."""
+    """Append a canonical behavior table; see `Memory.append`. `pushed_time`: when the push came, microseconds."""
     if not len(table):  # its columns may be of any type
-        return Appended(behavior_count=0, duplicate_count=0, late_count=0, sealed_count=0, user_keys=())
+        return Appended()
+    table, forgotten_count = drop_forgotten(connection, table)
+    if not len(table):
+        return Appended(forgotten_count=forgotten_count)
     _check_id_types(connection, table)
-    rows, states = _sent_rows(connection, table)
-    user_keys = tuple(np.unique(rows["user_key"]).tolist())
-    seen = _seen(connection, rows, states)
-    duplicates, rows = rows[seen], rows[~seen]
-    is_late = _is_late(rows, states)
-    _add(connection, "duplicate_count", duplicates)
-    _add(connection, "late_count", rows[is_late])
-    keys = np.unique(rows["user_key"])
-    cached = _cached_rows(connection, keys.tolist())
-    _add(connection, "behavior_count", rows)
-    _number(connection, keys.tolist())
-    _place_late(rows, is_late, cached=cached, states=states)
-    rows = _ordered(np.concatenate([cached, rows]))
-    vectors = None if item_vectors is None else item_vectors(sorted(set(rows["item_id"])))
-    ordinals = partition_table(
-        rows["user_key"],
-        rows["order_time"],
-        condition=condition,
-        item_codes=None if vectors is None else vectors.codes(rows["item_id"]),
-        item_vectors=None if vectors is None else vectors.table,
-    )
-    sealed_count = _write(connection, rows, ordinals, condition=condition, states=states)
+    states, sent = _sent(connection, table)
+    is_known = _is_known(connection, sent, states)
+    rows = sent.take(~is_known)
+    cached, now = _caches(connection, rows, states), now_us(connection)
+    flags = {
+        "behavior_count": rows.is_new,
+        "late_count": _is_late(rows, states),
+        "ahead_count": rows.event_time > now,
+        "tied_count": _is_tied(connection, rows, cached=cached, states=states),
+    }
+    states.count(flags, rows.user_key, now=now)
+    states.add("duplicate_count", sent.user_key[is_known])
+    _place_late(rows, flags["late_count"], cached=cached, states=states)
+    every = ordered(joined(cached, rows))
+    ordinals = _ordinals(every, condition=condition, item_vectors=item_vectors)
+    sealing = _Seal(condition=condition, pushed_time=pushed_time, now=now)
+    sealed_count = _write(connection, every, ordinals, states=states, seal=sealing)
+    user_states.keep(connection, states)
     return Appended(
-        behavior_count=int(rows["is_new"].sum()),
-        duplicate_count=len(duplicates),
-        late_count=int(is_late.sum()),
+        **{name: int(is_one.sum()) for name, is_one in flags.items()},
+        duplicate_count=int(is_known.sum()),
+        forgotten_count=forgotten_count,
         sealed_count=sealed_count,
-        user_keys=user_keys,
+        user_keys=tuple(np.unique(sent.user_key).tolist()),
     )
 
 
-def seal_idle(connection: sa.Connection, now_us: int, *, condition: Condition) -> int:
-    """Seal the caches that have been idle at `now_us`, microseconds; return how many."""
+def seal_idle(connection: sa.Connection, idle_at: int, *, condition: Condition) -> int:
+    """Seal the caches that have been idle at `idle_at`, microseconds; return how many."""
     if not isinstance(condition, TimeCondition) or condition.idle is None:
         return 0
-    last = sa.func.max(behaviors.c.order_time)
+    latest = idle_at - condition.idle // timedelta(microseconds=1)
     idle = (
         sa.select(behaviors.c.user_key)
         .where(behaviors.c.partition_index.is_(None))
         .group_by(behaviors.c.user_key)
-        .having(last <= now_us - condition.idle // timedelta(microseconds=1))
+        .having(sa.func.max(behaviors.c.order_time) <= latest)
     )
     keys = connection.scalars(idle).all()
     if not keys:
         return 0
-    states = {row.user_key: row for row in _select_users(connection, users.c.user_key, keys)}
-    rows = _ordered(_cached_rows(connection, keys))
-    return _write_partitions(connection, rows, np.zeros(len(rows), np.int64), condition=condition, states=states)
+    states = user_states.lock(connection, keys)
+    rows = ordered(cached_rows(connection, states.user_key.tolist()))  # again, now that nobody else changes them
+    if not len(rows):
+        return 0
+    starts = np.flatnonzero(starts_of(rows.user_key))
+    last = np.append(starts[1:], len(rows)) - 1
+    rows = rows.take(np.repeat(rows.order_time[last] <= latest, last - starts + 1))
+    seal = _Seal(condition=condition, pushed_time=None, now=now_us(connection))
+    sealed_count = _write(connection, rows, np.zeros(len(rows), np.int64), states=states, seal=seal)
+    user_states.keep(connection, states)
+    return sealed_count
 
 
 def items_in_play(connection: sa.Connection, table: pa.Table) -> list[str]:
     """Return the ids of the items in `table` and in its users' caches: those whose vectors the drift rule needs."""
     user_ids = [str(user) for user in pc.unique(table[USER]).to_pylist()]
-    cached = _cached_rows(connection, [row.user_key for row in _select_users(connection, users.c.user_id, user_ids)])
-    return sorted({*cached["item_id"], *(str(item) for item in pc.unique(table[ITEM]).to_pylist())})
+    cached = cached_rows(connection, list(user_states.user_keys(connection, user_ids).values()))
+    return sorted({*texts(cached.item_id), *(str(item) for item in pc.unique(table[ITEM]).to_pylist())})
 
 
 def encoded_before(item_vectors: VectorsOf, items: Sequence[str]) -> VectorsOf:
     """Return what gives the vectors of `items` that were made now, and asks again only for others."""
-    vectors, known = item_vectors(items), set(items)
-    return lambda wanted: vectors if known.issuperset(wanted) else item_vectors(wanted)
+    vectors, ready = item_vectors(items), set(items)
+    return lambda wanted: vectors if ready.issuperset(wanted) else item_vectors(wanted)
 
 
-def _sent_rows(connection: sa.Connection, table: pa.Table) -> tuple[Rows, States]:
-    """Return the rows of a table that is not empty, and their users' states."""
+def _check_id_types(connection: sa.Connection, table: pa.Table) -> None:
+    """Keep the types of ids with the first append; of two at once, one is the first and the other is compared."""
+    found = {f"{column}_type": str(table.schema.field(column).type) for column in (USER, ITEM)}
+    query = sa.select(settings.c.name, settings.c.value).where(settings.c.name.in_(found))
+    kept = {name: value for name, value in connection.execute(query)}
+    if kept.keys() != found.keys():
+        rows = [{"name": name, "value": value} for name, value in sorted(found.items())]
+        connection.execute(insert_new(connection, settings), rows)
+        kept = {name: value for name, value in connection.execute(query)}
+    for column in (USER, ITEM):
+        name = f"{column}_type"
+        if kept[name] != found[name]:
+            raise InvalidBehaviors(
+                f"behaviors: column {column!r} has type {found[name]}, but the memory holds {kept[name]} ids."
+                " Use one type of ids.",
+                column=column,
+            )
+
+
+def _sent(connection: sa.Connection, table: pa.Table) -> tuple[UserStates, BehaviorRows]:
+    """Lock the users of a table that is not empty; return their states and the rows."""
     encoded = table[USER].combine_chunks().dictionary_encode()
     user_ids = [str(user) for user in encoded.dictionary.to_pylist()]
-    states = _states(connection, user_ids)
-    keys = {state.user_id: key for key, state in states.items()}
-    rows = np.empty(len(table), _BEHAVIOR)
-    rows["user_key"] = np.array([keys[user] for user in user_ids], np.int64)[encoded.indices.to_numpy()]
-    rows["event_time"] = rows["order_time"] = pc.cast(table[EVENT_TIME], pa.int64()).to_numpy()
-    rows["rating"] = table[RATING].to_numpy()
-    rows["behavior_id"] = table[BEHAVIOR_ID].to_pandas().to_numpy(object)
-    rows["item_id"] = pc.cast(table[ITEM], pa.string()).to_pandas().to_numpy(object)
-    rows["is_new"] = True
-    return rows, states
+    states = user_states.locked_states(connection, user_ids)
+    keys = dict(zip(states.user_id, states.user_key.tolist(), strict=True))
+    codes = np.array([keys[user] for user in user_ids], np.int64)
+    return states, sent_rows(table, codes[encoded.indices.to_numpy()])
 
 
-def _states(connection: sa.Connection, user_ids: Sequence[str]) -> States:
-    """Return the users' states by key; users that the memory lacks are added."""
-    found = _select_users(connection, users.c.user_id, user_ids)
-    known = {row.user_id for row in found}
-    unknown = [user for user in user_ids if user not in known]
-    if unknown:
-        connection.execute(users.insert(), [{"user_id": user} for user in unknown])
-        found += _select_users(connection, users.c.user_id, unknown)
-    return {row.user_key: row for row in found}
+def _is_known(connection: sa.Connection, rows: BehaviorRows, states: UserStates) -> Flags:
+    """Return which rows the memory has; it is asked only about users that it has behaviors of."""
+    found = np.zeros(len(rows), np.bool_)
+    maybe = np.flatnonzero(states.columns["behavior_count"][states.of(rows.user_key)])
+    found[maybe] = known(connection, rows.take(maybe))
+    return found
 
 
-def _select_users(connection: sa.Connection, column: sa.Column[Any], values: Sequence[Any]) -> list[Any]:
-    names = ("user_key", "user_id", "partition_count", "sealed_time", "sealed_behavior_id", "seal_time")
-    has_behaviors = sa.exists().where(behaviors.c.user_key == users.c.user_key)
-    query = sa.select(*(users.c[name] for name in names), has_behaviors.label("has_behaviors"))
-    pieces = (values[start : start + VALUES_PER_QUERY] for start in range(0, len(values), VALUES_PER_QUERY))
-    return [row for some in pieces for row in connection.execute(query.where(column.in_(some)))]
+def _caches(connection: sa.Connection, rows: BehaviorRows, states: UserStates) -> BehaviorRows:
+    """Return the short-term caches of the users of `rows`."""
+    keys = np.unique(rows.user_key)
+    return cached_rows(connection, keys[states.columns["behavior_count"][states.of(keys)] > 0].tolist())
 
 
-def _seen(connection: sa.Connection, rows: Rows, states: States) -> npt.NDArray[np.bool_]:
-    """Return which rows' (user, behavior id) the memory has."""
-    pairs = list(zip(rows["user_key"].tolist(), rows["behavior_id"].tolist(), strict=True))
-    candidates = [pair for pair in pairs if states[pair[0]].has_behaviors]
-    if not candidates:
-        return np.zeros(len(rows), np.bool_)
-    on = (behaviors.c.user_key, behaviors.c.behavior_id)
-    query = sa.select(*on).select_from(join_pairs(behaviors, candidates, on=on))
-    found = {(user, behavior_id) for user, behavior_id in connection.execute(query)}
-    return np.fromiter((pair in found for pair in pairs), np.bool_, len(rows))
-
-
-def _is_late(rows: Rows, states: States) -> npt.NDArray[np.bool_]:
+def _is_late(rows: BehaviorRows, states: UserStates) -> Flags:
     """Return which rows' places in time, (event time, behavior id), were sealed before."""
-    sealed = {key: (row.sealed_time, row.sealed_behavior_id) for key, row in states.items() if row.partition_count}
-    if not sealed:
-        return np.zeros(len(rows), np.bool_)
-    nowhere = (NEVER_SEALED, "")
-    places = zip(rows["user_key"].tolist(), rows["event_time"].tolist(), rows["behavior_id"].tolist(), strict=True)
-    late = ((time, behavior_id) < sealed.get(user, nowhere) for user, time, behavior_id in places)
-    return np.fromiter(late, np.bool_, len(rows))
+    users_of = states.of(rows.user_key)
+    sealed_time = states.columns["sealed_time"][users_of]
+    late: Flags = rows.event_time < sealed_time
+    tied = np.flatnonzero(rows.event_time == sealed_time)
+    for row, behavior_id in zip(tied.tolist(), texts(rows.behavior_id.take(pa.array(tied))), strict=True):
+        late[row] = behavior_id < states.sealed_behavior_id[users_of[row]]
+    return late
 
 
-def _place_late(rows: Rows, is_late: npt.NDArray[np.bool_], *, cached: Rows, states: States) -> None:
+def _is_tied(connection: sa.Connection, rows: BehaviorRows, *, cached: BehaviorRows, states: UserStates) -> Flags:
+    """Return which new rows are at the time of another behavior of their user: new, cached or sealed."""
+    user_keys = np.concatenate([rows.user_key, cached.user_key])
+    times = np.concatenate([rows.event_time, cached.event_time])
+    order = np.lexsort((times, user_keys))
+    tied = np.zeros(len(order), np.bool_)
+    if len(order):
+        starts = starts_of(user_keys[order], times[order])
+        tied[order] = ~starts | ~np.append(starts[1:], True)
+    found = tied[: len(rows)]
+    maybe = np.flatnonzero(~found & (rows.event_time <= states.columns["sealed_time"][states.of(rows.user_key)]))
+    found[maybe] = has_company(connection, rows.take(maybe))
+    return found
+
+
+def _place_late(rows: BehaviorRows, is_late: Flags, *, cached: BehaviorRows, states: UserStates) -> None:
     """Give late rows the order time of the end of their user's cache (of the last seal, where it is empty)."""
-    late = np.flatnonzero(is_late)
-    ends = {user: states[user].sealed_time for user in np.unique(rows["user_key"][late]).tolist()}
-    for user, time in zip(cached["user_key"].tolist(), cached["order_time"].tolist(), strict=True):
-        if user in ends:
-            ends[user] = max(ends[user], time)
-    rows["order_time"][late] = [ends[user] for user in rows["user_key"][late].tolist()]
+    ends = states.columns["sealed_time"].copy()
+    np.maximum.at(ends, states.of(cached.user_key), cached.order_time)
+    rows.order_time[is_late] = ends[states.of(rows.user_key[is_late])]
 
 
-def _cached_rows(connection: sa.Connection, keys: Sequence[int]) -> Rows:
-    """Return the users' short-term caches, in no order."""
-    parts = [np.empty(0, _BEHAVIOR)]
-    columns = [behaviors.c[name] for name in _BEHAVIOR.names or () if name != "is_new"]
-    for start in range(0, len(keys), VALUES_PER_QUERY):
-        query = sa.select(*columns).where(
-            behaviors.c.partition_index.is_(None), behaviors.c.user_key.in_(keys[start : start + VALUES_PER_QUERY])
-        )
-        found = connection.execute(query).all()
-        parts.append(np.array([(*row, False) for row in found], _BEHAVIOR))
-    return np.concatenate(parts)
-
-
-def _ordered(rows: Rows) -> Rows:
-    """Return the rows by user, place in the cache and id; ids are compared in ties alone, because texts sort slowly."""
-    if not len(rows):
-        return rows
-    # A late behavior shares its order time with the last cached one and comes after it, whatever its id.
-    is_late = rows["event_time"] < rows["order_time"]
-    order = np.lexsort((is_late, rows["order_time"], rows["user_key"]))
-    keys = (rows["user_key"][order], rows["order_time"][order], is_late[order])
-    is_new = np.r_[True, np.logical_or.reduce([key[1:] != key[:-1] for key in keys])]
-    is_tied = ~is_new | ~np.r_[is_new[1:], True]
-    tied = order[is_tied]
-    order[is_tied] = tied[np.lexsort((rows["behavior_id"][tied], np.cumsum(is_new)[is_tied]))]
-    return rows[order]
+def _ordinals(rows: BehaviorRows, *, condition: Condition, item_vectors: VectorsOf | None) -> Ints:
+    """Return the ordinal of each row's new partition within its user, or -1 where it stays in the cache."""
+    if item_vectors is None:
+        return partition_table(rows.user_key, rows.order_time, condition=condition)
+    items = rows.item_id.dictionary_encode()
+    names = texts(items.dictionary)
+    vectors = item_vectors(sorted(names))
+    return partition_table(
+        rows.user_key,
+        rows.order_time,
+        condition=condition,
+        item_codes=vectors.codes(names)[items.indices.to_numpy()],
+        item_vectors=vectors.table,
+    )
 
 
 def _write(
-    connection: sa.Connection, rows: Rows, ordinals: npt.NDArray[np.int64], *, condition: Condition, states: States
+    connection: sa.Connection,
+    rows: BehaviorRows,
+    ordinals: Ints,
+    *,
+    states: UserStates,
+    seal: _Seal,
 ) -> int:
-    fresh = rows["is_new"] & (ordinals < 0)
-    if fresh.any():
-        _insert_behaviors(connection, rows[fresh], [None] * int(fresh.sum()))
-    sealed = ordinals >= 0
-    if not sealed.any():
+    """Keep what is new of `rows`, which lie in order, and seal partitions; return how many."""
+    first = states.columns["partition_count"][states.of(rows.user_key)]
+    indexes = np.where(ordinals < 0, -1, ordinals + first)
+    if rows.is_new.any():
+        insert_behaviors(connection, rows.take(rows.is_new), indexes[rows.is_new])
+    is_sealed = ordinals >= 0
+    if not is_sealed.any():
         return 0
-    return _write_partitions(connection, rows[sealed], ordinals[sealed], condition=condition, states=states)
+    moved = is_sealed & ~rows.is_new
+    if moved.any():
+        move_to_partitions(connection, rows.take(moved), indexes[moved])
+    sealed = rows.take(is_sealed)
+    _let_wait(connection, np.unique(sealed.user_key), now=seal.now)
+    return _seal(connection, sealed, indexes[is_sealed], states=states, seal=seal)
 
 
-def _write_partitions(
-    connection: sa.Connection, rows: Rows, ordinals: npt.NDArray[np.int64], *, condition: Condition, states: States
+def _seal(
+    connection: sa.Connection,
+    rows: BehaviorRows,
+    indexes: Ints,
+    *,
+    states: UserStates,
+    seal: _Seal,
 ) -> int:
-    """Seal `rows`, which lie in partition order; return the number of partitions."""
-    indexes = ordinals + np.array([states[user].partition_count for user in rows["user_key"].tolist()], np.int64)
-    fresh = rows["is_new"]
-    if fresh.any():
-        _insert_behaviors(connection, rows[fresh], indexes[fresh].tolist())
-    if not fresh.all():
-        _move_to_partitions(connection, rows[~fresh], indexes[~fresh])
-    starts = np.flatnonzero(np.r_[True, (np.diff(rows["user_key"]) != 0) | (np.diff(ordinals) != 0)])
-    ends = np.r_[starts[1:], len(rows)]
-    keys = rows["user_key"][starts]
-    latest = np.maximum.reduceat(rows["event_time"], starts)
-    previous = [NEVER_SEALED if states[user].seal_time is None else states[user].seal_time for user in keys.tolist()]
-    sealed_at = seal_times(latest, user_codes=keys, previous_us=np.array(previous, np.int64))
-    content = rows[["behavior_id", "item_id", "rating", "event_time"]].tolist()
-    spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
-    columns = {
+    """Keep the partitions that `rows` make, and move their users' states; return how many."""
+    starts = np.flatnonzero(starts_of(rows.user_key, indexes))
+    keys, latest = rows.user_key[starts], np.maximum.reduceat(rows.event_time, starts)
+    users_of = states.of(keys)
+    seals = seal_times(latest, user_codes=keys, previous_us=states.columns["seal_time"][users_of])
+    hashes = content_hashes(
+        rows.behavior_id, rows.item_id, ratings=rows.rating, times_us=rows.event_time, starts=starts
+    )
+    columns: dict[str, Sequence[Any]] = {
         "user_key": keys.tolist(),
         "partition_index": indexes[starts].tolist(),
-        "partition_hash": [content_hash(content[start:end]) for start, end in spans],
-        "behavior_count": (ends - starts).tolist(),
-        "first_time": np.minimum.reduceat(rows["event_time"], starts).tolist(),
+        "partition_hash": hashes,
+        "behavior_count": np.diff(starts, append=len(rows)).tolist(),
+        "first_time": np.minimum.reduceat(rows.event_time, starts).tolist(),
         "last_time": latest.tolist(),
-        "seal_time": sealed_at.tolist(),
-        "condition": [condition.describe()] * len(starts),
+        "seal_time": seals.tolist(),
+        "condition": [seal.condition.describe()] * len(starts),
         "attempts": [0] * len(starts),
+        "pushed_time": [seal.pushed_time] * len(starts),
     }
-    execute_many(connection, partitions.insert(), columns)
-    _move_boundaries(
-        connection, rows, indexes, states=states, seals=dict(zip(keys.tolist(), sealed_at.tolist(), strict=True))
-    )
+    insert_rows(connection, partitions, columns)
+    states.columns["partition_count"][users_of] = indexes[starts] + 1  # the last one of a user wins
+    states.columns["seal_time"][users_of] = seals
+    _move_places(rows, states)
     return len(starts)
 
 
-def _insert_behaviors(connection: sa.Connection, rows: Rows, indexes: Sequence[int | None]) -> None:
-    names = ("user_key", "behavior_id", "item_id", "rating", "event_time", "order_time")
-    columns = {name: rows[name].tolist() for name in names}
-    execute_many(connection, behaviors.insert(), {**columns, "partition_index": indexes})
+def _move_places(rows: BehaviorRows, states: UserStates) -> None:
+    """Move each user's place in time, (event time, behavior id), to the newest of the rows just sealed."""
+    starts = np.flatnonzero(starts_of(rows.user_key))
+    newest = np.repeat(np.maximum.reduceat(rows.event_time, starts), np.diff(starts, append=len(rows)))
+    last = rows.take(rows.event_time == newest)
+    sealed_time = states.columns["sealed_time"]
+    for user, time, name in zip(
+        states.of(last.user_key).tolist(), last.event_time.tolist(), texts(last.behavior_id), strict=True
+    ):
+        before = (int(sealed_time[user]), states.sealed_behavior_id[user])
+        sealed_time[user], states.sealed_behavior_id[user] = max(before, (time, name))
 
 
-def _move_to_partitions(connection: sa.Connection, rows: Rows, indexes: npt.NDArray[np.int64]) -> None:
-    move = (
-        behaviors.update()
-        .where(behaviors.c.user_key == sa.bindparam("of_user"), behaviors.c.behavior_id == sa.bindparam("of_behavior"))
-        .values(partition_index=sa.bindparam("to_partition"))
+def _let_wait(connection: sa.Connection, keys: Ints, *, now: int) -> None:
+    """Note that something of these users is not yet readable online; one who waits already waits for more."""
+    firsts = {"number": 1, "since": now, "not_before": 0, "claim_count": 0}
+    columns = {name: [value] * len(keys) for name, value in firsts.items()}
+    execute_many(connection, _wait_statement(connection.dialect.name), {"user_key": keys.tolist(), **columns})
+
+
+@cache
+def _wait_statement(dialect: str) -> sa.Insert:
+    on_postgresql = dialect == "postgresql"
+    insert = (postgresql.insert if on_postgresql else sqlite.insert)(waiting)
+    since = (sa.func.least if on_postgresql else sa.func.min)(waiting.c.since, insert.excluded.since)
+    return insert.on_conflict_do_update(
+        index_elements=[waiting.c.user_key],
+        set_={
+            "number": waiting.c.number + sa.literal_column("1"),
+            "since": since,
+            "not_before": sa.literal_column("0"),
+        },
     )
-    columns = {"of_user": rows["user_key"], "of_behavior": rows["behavior_id"], "to_partition": indexes}
-    execute_many(connection, move, {name: values.tolist() for name, values in columns.items()})
-
-
-def _number(connection: sa.Connection, keys: Sequence[int]) -> None:
-    """Give users that changed the next number of their sequence."""
-    now = now_us(connection)
-    number = sa.case((users.c.sequence_number < now, now), else_=users.c.sequence_number + 1)
-    for start in range(0, len(keys), VALUES_PER_QUERY):
-        some = keys[start : start + VALUES_PER_QUERY]
-        connection.execute(users.update().where(users.c.user_key.in_(some)).values(sequence_number=number))
-
-
-def _move_boundaries(
-    connection: sa.Connection,
-    rows: Rows,
-    indexes: npt.NDArray[np.int64],
-    *,
-    states: States,
-    seals: Mapping[int, int],
-) -> None:
-    """Move each user's place in time, count and seal time behind the rows just sealed."""
-    starts = np.flatnonzero(np.r_[True, np.diff(rows["user_key"]) != 0])
-    latest = np.repeat(np.maximum.reduceat(rows["event_time"], starts), np.diff(starts, append=len(rows)))
-    newest = rows[rows["event_time"] == latest]
-    newest = newest[np.lexsort((newest["behavior_id"], newest["user_key"]))]
-    last = newest[np.r_[np.diff(newest["user_key"]) != 0, True]]
-    counts = dict(zip(rows["user_key"].tolist(), (indexes + 1).tolist(), strict=True))  # the last row of a user wins
-    update = (
-        users.update()
-        .where(users.c.user_key == sa.bindparam("of_user"))
-        .values(
-            {name: sa.bindparam(name) for name in ("partition_count", "sealed_time", "sealed_behavior_id", "seal_time")}
-        )
-    )
-    changes = []
-    for row in last:
-        user, state = int(row["user_key"]), states[int(row["user_key"])]
-        place = (int(row["event_time"]), str(row["behavior_id"]))
-        if state.sealed_time is not None:
-            place = max(place, (state.sealed_time, state.sealed_behavior_id or ""))
-        changes.append(
-            {
-                "of_user": user,
-                "partition_count": counts[user],
-                "sealed_time": place[0],
-                "sealed_behavior_id": place[1],
-                "seal_time": seals[user],
-            }
-        )
-    connection.execute(update, changes)
-
-
-def _add(connection: sa.Connection, column: str, counted: Rows) -> None:
-    """Add the number of each user's rows to a count of theirs."""
-    if len(counted):
-        update = (
-            users.update()
-            .where(users.c.user_key == sa.bindparam("of_user"))
-            .values({column: users.c[column] + sa.bindparam("more")})
-        )
-        found, counts = np.unique(counted["user_key"], return_counts=True)
-        more = zip(found.tolist(), counts.tolist(), strict=True)
-        connection.execute(update, [{"of_user": user, "more": count} for user, count in more])

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -98,9 +98,13 @@ def held(
 ) -> Iterator[Lease]:
     """Hold a lease for the block; a thread renews it. Threads of one process exclude each other, too.
 
+    Where the memory is away at the end, the lease ends by its time. One of a memory that is its thread's alone has
+    ended as soon as it is taken: nobody else is there to wait for it.
+
     Raises:
         RetryableError: another owner kept it for `patience_s` seconds (None: for ever), or `stop` says so.
     """
+    seconds = seconds if memory.is_shared else 0.0
     owner, started, pause = f"{owner_name()}/{uuid.uuid4().hex[:8]}", time.monotonic(), WAIT_S[0]
     while (lease := acquire(memory, name, owner=owner, seconds=seconds)) is None:
         if stop() or (patience_s is not None and time.monotonic() - started > patience_s):
@@ -109,13 +113,16 @@ def held(
         pause = min(2 * pause, WAIT_S[1])
     ended = threading.Event()
     beat = threading.Thread(target=_keep, args=(memory, lease, ended), name=f"lease {name}", daemon=True)
-    beat.start()
+    if memory.is_shared:
+        beat.start()
     try:
         yield lease
     finally:
         ended.set()
-        beat.join()
-        release(memory, lease)
+        if beat.ident is not None:
+            beat.join()
+        with suppress(RetryableError):
+            release(memory, lease)
 
 
 def _keep(memory: Memory, lease: Lease, ended: threading.Event) -> None:

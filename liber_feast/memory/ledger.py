@@ -87,10 +87,11 @@ class MemoryLedger:
 
         Raises:
             RetryableError: another process holds the memory for longer than a transaction waits.
+            MemoryAway: its server does not answer; calls that were reserved without an answer count as spent.
         """
         if not settled and not wanted:
             return Grant(call_ids=())
-        with self._memory.writing() as connection:
+        with self._memory.writing("ledger") as connection:  # never again by itself: it could reserve twice
             now = self._clock()
             date = _date(now)
             changes = self._settle(connection, settled, now=now)

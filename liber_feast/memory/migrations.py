@@ -16,10 +16,10 @@ from liber_feast.errors import MemoryFailure
 from liber_feast.memory.call_tables import budget_counters, calls
 from liber_feast.memory.schema import (
     behaviors,
-    forgettings,
     leases,
     metadata,
     partitions,
+    publications,
     published,
     recomputations,
     settings,
@@ -127,6 +127,7 @@ def _make_again(
         columns = [new.get(column, sa.column(column.name)) for column in table.columns]
         rows = sa.select(*columns).select_from(sa.table(f"{table.name}_before"))
         connection.execute(table.insert().from_select([column.name for column in table.columns], rows))
+        _continue_numbers(connection, table)
     for table in reversed(tables):
         connection.exec_driver_sql(f"DROP TABLE {table.name}_before")
 
@@ -142,9 +143,9 @@ def _stream(connection: sa.Connection) -> None:
         for id_column in (users.c.user_id, users.c.sealed_behavior_id, behaviors.c.behavior_id):
             kind = id_column.type.compile(connection.dialect)
             connection.exec_driver_sql(f"ALTER TABLE {id_column.table.name} ALTER COLUMN {id_column.name} TYPE {kind}")
-    for table in (waiting, leases, tombstones, forgettings):
+    for table in (waiting, leases, tombstones):
         table.create(connection)
-    for index in (*behaviors.indexes, *partitions.indexes):
+    for index in (*behaviors.indexes, *partitions.indexes, *publications.indexes):
         index.create(connection, checkfirst=True)
     now = time.time_ns() // 1_000
     count = sa.select(sa.func.count()).where(behaviors.c.user_key == users.c.user_key).scalar_subquery()
@@ -175,6 +176,17 @@ _STREAM_COLUMNS: Mapping[sa.Table, Sequence[str]] = {
     ),
     partitions: ("pushed_time", "online_time"),
 }
+
+
+def _continue_numbers(connection: sa.Connection, table: sa.Table) -> None:
+    """Let PostgreSQL number new rows after those that were copied; SQLite does so by itself."""
+    column = table.autoincrement_column
+    if column is None or connection.dialect.name != "postgresql":
+        return
+    newest = sa.select(sa.func.coalesce(sa.func.max(column), 0) + 1).scalar_subquery()
+    sequence = sa.func.pg_get_serial_sequence(table.name, column.name)
+    connection.execute(sa.select(sa.func.setval(sequence, newest, False)))
+
 
 STEPS: tuple[Callable[[sa.Connection], None], ...] = (_redo_and_account, _stream)
 """Step number N (from 1) brings a memory of version N to version N+1. A released one does the same for ever.

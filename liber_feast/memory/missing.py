@@ -77,7 +77,8 @@ def mark_recomputations(
             chosen = chosen.where(~sa.exists().where(is_new, is_in_use))
         marks = insert_new(connection, recomputations)
         names = ["user_key", "partition_index", "stage", "asked_time"]
-        count += connection.execute(marks.from_select(names, chosen)).rowcount
+        made = marks.from_select(names, chosen).execution_options(preserve_rowcount=True)  # of an insert it is not kept
+        count += connection.execute(made).rowcount
     return count
 
 

@@ -1,24 +1,28 @@
 """What has been published where: the memory's side of idempotent publishing.
 
 A publication is a fixed set of rows of one stage. It is written down before its rows are written out and
-marked done after, so whoever comes after a crash finishes the same set under the same number.
+marked done after, so whoever comes after a crash finishes the same set under the same number. Who plans, marks or
+keeps something here holds the lease `publish`: numbers are given, and finished, in their order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
 from liber_feast.memory.bulk import execute_many, insert_or_update
-from liber_feast.memory.schema import partitions, publications, published, texts, users
+from liber_feast.memory.clock import now_us
+from liber_feast.memory.schema import partitions, publications, published, settings, texts, users, waiting
 from liber_feast.memory.settings import keep_setting, setting
 from liber_feast.memory.texts import Whose, of_users
 from liber_feast.memory.vectors import ready_partitions
 
 ROWS_PER_PUBLICATION = 20_000
 QUERIES_KEPT = 16
+USERS_AT_WORK = 1_000
+"""The most users who are published along with others, because somebody works on them."""
 _ROW = ("user_key", "partition_index", "version", "text_id", "index_sum")
 ONLINE_RESTORED_TO = "online_restored_to"
 """The setting that is there while the online store is written anew: the last user key that it has again."""
@@ -37,6 +41,10 @@ class PublishedRow:
     """Of a fused vector: the sum over its partitions of index + 1, so that one that joins is seen; None: not known."""
 
 
+Found: TypeAlias = tuple[str, Sequence[PublishedRow]]
+"""A stage and rows of it that are to be published."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Publication:
     """A set of rows of one stage that are written out together."""
@@ -44,7 +52,18 @@ class Publication:
     publication_id: int
     stage: str
     created_time: int
+    """Later than that of every publication that was planned before: it orders what is written online."""
     rows: tuple[PublishedRow, ...]
+
+    @property
+    def user_keys(self) -> list[int]:
+        """Return the users whose rows these are."""
+        return sorted({row.user_key for row in self.rows})
+
+    @property
+    def partition_keys(self) -> list[tuple[int, int]]:
+        """Return (user_key, partition_index) of every row."""
+        return [(row.user_key, row.partition_index) for row in self.rows]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,11 +110,8 @@ def users_to_check(
 
 def unpublished_vectors(connection: sa.Connection, vectors: Rows, *, user_keys: Sequence[int]) -> list[PublishedRow]:
     """Return the partitions of the users whose vector, as it is now, no publication holds."""
-
-    def query(whose: Whose) -> sa.Select[Any]:
-        return _outdated(_ready(whose, vectors), vectors)
-
-    return [PublishedRow(**row._mapping, version=vectors.version) for row in of_users(connection, query, user_keys)]
+    rows = of_users(connection, lambda whose: _unpublished_vectors(whose, vectors), user_keys)
+    return [PublishedRow(**row._mapping, version=vectors.version) for row in rows]
 
 
 def unpublished_windows(
@@ -105,23 +121,34 @@ def unpublished_windows(
 
     The window of a partition is it and the ready ones before it, `memory_window` in all.
     """
+    rows = of_users(
+        connection,
+        lambda whose: _unpublished_windows(whose, windows, vectors=vectors, memory_window=memory_window),
+        user_keys,
+    )
+    return [PublishedRow(**row._mapping, version=windows.version) for row in rows]
 
-    def query(whose: Whose) -> sa.Select[Any]:
-        ready = _ready(whose, vectors)
 
-        def over_window(total: sa.Function[int]) -> sa.Over[int]:
-            last = (1 - memory_window, 0)
-            return total.over(partition_by=ready.c.user_key, order_by=ready.c.partition_index, rows=last)
+@lru_cache(maxsize=QUERIES_KEPT)
+def _unpublished_vectors(whose: Whose, vectors: Rows) -> sa.Select[Any]:
+    return _outdated(_ready(whose, vectors), vectors)
 
-        found = sa.select(
-            ready.c.user_key,
-            ready.c.partition_index,
-            over_window(sa.func.max(ready.c.text_id)).label("text_id"),
-            over_window(sa.func.sum(ready.c.partition_index + 1)).label("index_sum"),
-        )
-        return _outdated(found.cte("found"), windows)
 
-    return [PublishedRow(**row._mapping, version=windows.version) for row in of_users(connection, query, user_keys)]
+@lru_cache(maxsize=QUERIES_KEPT)
+def _unpublished_windows(whose: Whose, windows: Rows, *, vectors: Rows, memory_window: int) -> sa.Select[Any]:
+    ready = _ready(whose, vectors)
+
+    def over_window(total: sa.Function[int]) -> sa.Over[int]:
+        last = (1 - memory_window, 0)
+        return total.over(partition_by=ready.c.user_key, order_by=ready.c.partition_index, rows=last)
+
+    found = sa.select(
+        ready.c.user_key,
+        ready.c.partition_index,
+        over_window(sa.func.max(ready.c.text_id)).label("text_id"),
+        over_window(sa.func.sum(ready.c.partition_index + 1)).label("index_sum"),
+    )
+    return _outdated(found.cte("found"), windows)
 
 
 def _ready(whose: Whose, vectors: Rows) -> sa.CTE:
@@ -175,33 +202,66 @@ def _outdated(found: sa.CTE, rows: Rows) -> sa.Select[Any]:
     return sa.select(*columns).select_from(joined).where(sa.or_(*is_other)).order_by(*columns[:2])
 
 
-def plan(connection: sa.Connection, stage: str, rows: Sequence[PublishedRow], *, created_time: int) -> None:
-    """Write down that `rows` are to be published, in publications of a bounded size.
+def in_pieces(found: Sequence[Found]) -> Iterator[Sequence[Found]]:
+    """Yield what is to be planned in transactions of a bounded size: all of it in one where it is little."""
+    if sum(len(rows) for _, rows in found) <= ROWS_PER_PUBLICATION:
+        yield found
+        return
+    for stage, rows in found:
+        for start in range(0, len(rows), ROWS_PER_PUBLICATION):
+            yield [(stage, rows[start : start + ROWS_PER_PUBLICATION])]
+
+
+def plan(connection: sa.Connection, found: Sequence[Found], *, clock_time: int) -> None:
+    """Write down that the rows are to be published, in publications of a bounded size.
 
     A row that is published again moves to its new publication; where the old one is not done, it is superseded there.
     """
-    for start in range(0, len(rows), ROWS_PER_PUBLICATION):
-        some = rows[start : start + ROWS_PER_PUBLICATION]
-        result = connection.execute(publications.insert().values(stage=stage, created_time=created_time))
-        (publication_id,) = result.inserted_primary_key or (None,)
-        columns: dict[str, Sequence[Any]] = {name: [getattr(row, name) for row in some] for name in _ROW}
-        columns |= {"stage": [stage] * len(some), "publication_id": [publication_id] * len(some)}
-        execute_many(connection, insert_or_update(connection, published), columns)
+    created_time = max(clock_time, newest_created_time(connection) + 1)
+    for stage, rows in found:
+        for start in range(0, len(rows), ROWS_PER_PUBLICATION):
+            some = rows[start : start + ROWS_PER_PUBLICATION]
+            result = connection.execute(publications.insert().values(stage=stage, created_time=created_time))
+            (publication_id,) = result.inserted_primary_key or (None,)
+            columns: dict[str, Sequence[Any]] = {name: [getattr(row, name) for row in some] for name in _ROW}
+            columns |= {"stage": [stage] * len(some), "publication_id": [publication_id] * len(some)}
+            execute_many(connection, insert_or_update(connection, published), columns)
+
+
+def newest_number(connection: sa.Connection) -> int:
+    """Return the number of the publication that was planned last; 0: there is none."""
+    return connection.scalar(sa.select(sa.func.max(publications.c.publication_id))) or 0
+
+
+def newest_created_time(connection: sa.Connection) -> int:
+    """Return the time of the publication that was planned last; 0: there is none."""
+    newest = sa.select(publications.c.created_time).order_by(publications.c.publication_id.desc()).limit(1)
+    return connection.scalar(newest) or 0
+
+
+def users_at_work(connection: sa.Connection) -> list[int]:
+    """Return users whom somebody works on now and will want to have published, by their claims."""
+    is_claimed = waiting.c.lease_until >= now_us(connection)
+    query = sa.select(waiting.c.user_key).where(is_claimed).order_by(waiting.c.since, waiting.c.user_key)
+    return list(connection.scalars(query.limit(USERS_AT_WORK)))
+
+
+_IS_BEGUN = publications.c.done_time.is_(None)
+
+
+def has_unfinished(connection: sa.Connection) -> bool:
+    """Return whether a publication is not done."""
+    return connection.scalar(sa.select(publications.c.publication_id).where(_IS_BEGUN).limit(1)) is not None
 
 
 def next_unfinished(connection: sa.Connection) -> Publication | None:
-    """Return the oldest publication that is not done and hold it until the transaction ends, or None.
+    """Return the oldest publication that is not done, or None.
 
     Publications are finished in the order of their numbers: a Delta table skips what is not newer than the
     number of its last commit.
     """
-    query = (
-        sa.select(publications)
-        .where(publications.c.done_time.is_(None))
-        .order_by(publications.c.publication_id)
-        .limit(1)
-    )
-    found = connection.execute(query.with_for_update()).one_or_none()
+    query = sa.select(publications).where(_IS_BEGUN).order_by(publications.c.publication_id)
+    found = connection.execute(query.limit(1)).one_or_none()
     if found is None:
         return None
     rows = connection.execute(
@@ -219,22 +279,29 @@ def next_unfinished(connection: sa.Connection) -> Publication | None:
 
 def finish(connection: sa.Connection, publication: Publication, *, done_time: int) -> None:
     """Mark a publication done: its rows are in Delta and online."""
-    mark = publications.update().where(publications.c.publication_id == publication.publication_id)
-    connection.execute(mark.values(done_time=done_time))
+    is_its = publications.c.publication_id == publication.publication_id
+    connection.execute(publications.update().where(is_its, _IS_BEGUN).values(done_time=done_time))
 
 
 def version_in_use(connection: sa.Connection, stage: str, *, made_by: str) -> str:
-    """Return the version under which rows of `stage` are published that `made_by` makes, and keep it.
+    """Return the version under which rows of `stage` are published that `made_by` makes.
 
-    What comes into use again, after something else was, gets another version: then its rows are published again.
+    What comes into use again, after something else was (`use_version`), gets another version: then its rows are
+    published again.
     """
-    name = f"{stage}_in_use"
-    kept = setting(connection, name)
+    kept = setting(connection, _in_use(stage))
     number, _, before = (kept or f"0/{made_by}").partition("/")
-    version = f"{number}/{made_by}" if before == made_by else f"{int(number) + 1}/{made_by}"
-    if version != kept:
-        keep_setting(connection, name, version)
-    return version
+    return f"{number}/{made_by}" if before == made_by else f"{int(number) + 1}/{made_by}"
+
+
+def use_version(connection: sa.Connection, stage: str, version: str) -> None:
+    """Keep the version (`version_in_use`) under which rows of `stage` are published from now on."""
+    if setting(connection, _in_use(stage)) != version:
+        keep_setting(connection, _in_use(stage), version)
+
+
+def _in_use(stage: str) -> str:
+    return f"{stage}_in_use"
 
 
 def maker_of(version: str) -> str:
@@ -245,8 +312,8 @@ def maker_of(version: str) -> str:
 def forget_stage(connection: sa.Connection, stage: str, *, done_time: int) -> None:
     """Forget that rows of `stage` were published, so that they are planned again."""
     connection.execute(published.delete().where(published.c.stage == stage))
-    begun = (publications.c.stage == stage) & publications.c.done_time.is_(None)
-    connection.execute(publications.update().where(begun).values(done_time=done_time))
+    begun = publications.update().where(publications.c.stage == stage, _IS_BEGUN)
+    connection.execute(begun.values(done_time=done_time))
 
 
 def forget_online(connection: sa.Connection) -> None:
@@ -255,15 +322,33 @@ def forget_online(connection: sa.Connection) -> None:
     keep_setting(connection, ONLINE_RESTORED_TO, "0")
 
 
-def next_to_restore(connection: sa.Connection, *, count: int) -> list[int]:
-    """Return the keys of the next users whose online rows are to be written anew, and count them as written.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restoring:
+    """The next users whose online rows are to be written anew; none: those of all users are."""
 
-    The caller writes them in the same transaction.
-    """
+    user_keys: tuple[int, ...]
+    restored_to: str
+    """How far the ones before had brought it."""
+
+
+def is_restoring(connection: sa.Connection) -> bool:
+    """Return whether the online store is being written anew."""
+    return setting(connection, ONLINE_RESTORED_TO) is not None
+
+
+def next_to_restore(connection: sa.Connection, *, count: int) -> Restoring | None:
+    """Return the next users whose online rows are to be written anew, or None where none are."""
     restored_to = setting(connection, ONLINE_RESTORED_TO)
     if restored_to is None:
-        return []
+        return None
     query = sa.select(users.c.user_key).where(users.c.user_key > int(restored_to)).order_by(users.c.user_key)
-    keys = list(connection.scalars(query.limit(count)))
-    keep_setting(connection, ONLINE_RESTORED_TO, str(keys[-1]) if keys else None)
-    return keys
+    return Restoring(user_keys=tuple(connection.scalars(query.limit(count))), restored_to=restored_to)
+
+
+def mark_restored(connection: sa.Connection, restoring: Restoring) -> None:
+    """Note that the online rows of these users are written, unless the store was emptied again meanwhile."""
+    is_next = (settings.c.name == ONLINE_RESTORED_TO) & (settings.c.value == restoring.restored_to)
+    if restoring.user_keys:
+        connection.execute(settings.update().where(is_next).values(value=str(restoring.user_keys[-1])))
+    else:
+        connection.execute(settings.delete().where(is_next))

@@ -129,16 +129,6 @@ tombstones = sa.Table(
 )
 """Users that were forgotten: their old behaviors do not come back with a replayed log."""
 
-forgettings = sa.Table(
-    "forgettings",
-    metadata,
-    sa.Column("user_id", _ID, primary_key=True),
-    sa.Column("asked_time", sa.BigInteger, nullable=False),
-    sa.Column("number", sa.BigInteger, comment="the publication under which the Delta tables forget; null: not yet"),
-    sa.Column("again_after", sa.BigInteger, comment="when online rows are deleted once more; null: not yet deleted"),
-)
-"""Users who are being forgotten; the row goes at the end."""
-
 texts = sa.Table(
     "texts",
     metadata,
@@ -191,6 +181,8 @@ publications = sa.Table(
     sa.Column("created_time", sa.BigInteger, nullable=False),
     sa.Column("done_time", sa.BigInteger, comment="null: begun, to be finished by whoever comes next"),
 )
+_IS_BEGUN = publications.c.done_time.is_(None)
+sa.Index("publications_begun", publications.c.publication_id, sqlite_where=_IS_BEGUN, postgresql_where=_IS_BEGUN)
 
 published = sa.Table(
     "published",

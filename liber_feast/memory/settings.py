@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 
+from liber_feast.memory.bulk import insert_or_update
 from liber_feast.memory.schema import settings
 
 
@@ -11,7 +12,8 @@ def setting(connection: sa.Connection, name: str) -> str | None:
 
 
 def keep_setting(connection: sa.Connection, name: str, value: str | None) -> None:
-    """Keep a setting; None forgets it."""
-    connection.execute(settings.delete().where(settings.c.name == name))
-    if value is not None:
-        connection.execute(settings.insert().values(name=name, value=value))
+    """Keep a setting, whoever keeps another value at once; None forgets it."""
+    if value is None:
+        connection.execute(settings.delete().where(settings.c.name == name))
+    else:
+        connection.execute(insert_or_update(connection, settings).values(name=name, value=value))

@@ -1,12 +1,39 @@
 """What the memory holds, in numbers."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 
 from liber_feast.interest import SHIFT, SUMMARY
-from liber_feast.memory.schema import behaviors, partitions, publications, recomputations, text_vectors, texts, users
+from liber_feast.memory.bulk import execute_many, join_pairs
+from liber_feast.memory.clock import now_us
+from liber_feast.memory.schema import (
+    behaviors,
+    partitions,
+    publications,
+    recomputations,
+    text_vectors,
+    texts,
+    tombstones,
+    users,
+    waiting,
+)
 from liber_feast.memory.texts import has_summary_before, has_text
+
+FRESHNESS_OVER = 10_000
+"""Partitions that freshness is of, the newest that were pushed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Freshness:
+    """Seconds from the push that filled a cache to its vector being readable online; null where there is none."""
+
+    count: int
+    p50_s: float | None
+    p99_s: float | None
 
 
 def memory_status(connection: sa.Connection) -> dict[str, Any]:
@@ -16,7 +43,7 @@ def memory_status(connection: sa.Connection) -> dict[str, Any]:
         sa.select(sa.func.sum(users.c.late_count), sa.func.sum(users.c.duplicate_count))
     ).one()
     return {
-        "users": _count(connection, users),
+        "users": _count(connection, users, users.c.forgotten_time.is_(None)),
         "behaviors": _count(connection, behaviors),
         "cached_behaviors": _count(connection, behaviors, behaviors.c.partition_index.is_(None)),
         "late_behaviors": int(late or 0),
@@ -34,6 +61,67 @@ def memory_status(connection: sa.Connection) -> dict[str, Any]:
         "text_versions": _text_versions(connection),
         "encoder_versions": _tally(connection, text_vectors.c.encoder_version),
     }
+
+
+def stream_status(connection: sa.Connection) -> dict[str, Any]:
+    """Return who waits, what was odd about the behaviors that came, and freshness."""
+    now = now_us(connection)
+    oldest = connection.scalar(sa.select(sa.func.min(waiting.c.since)))
+    ahead, tied = connection.execute(sa.select(sa.func.sum(users.c.ahead_count), sa.func.sum(users.c.tied_count))).one()
+    fresh = freshness(connection)
+    return {
+        "waiting_users": waiting_user_count(connection),
+        "leased_users": _count(connection, waiting, waiting.c.lease_until >= now),
+        "oldest_waiting_s": None if oldest is None else round(max(0, now - oldest) / 1e6, 3),
+        "ahead_behaviors": int(ahead or 0),
+        "tied_behaviors": int(tied or 0),
+        "forgotten_users": _count(connection, tombstones),
+        "freshness_count": fresh.count,
+        "freshness_p50_s": fresh.p50_s,
+        "freshness_p99_s": fresh.p99_s,
+    }
+
+
+def waiting_user_count(connection: sa.Connection) -> int:
+    """Count the users of whom something sealed is not yet readable online."""
+    return _count(connection, waiting)
+
+
+def mark_online(connection: sa.Connection, keys: Sequence[tuple[int, int]], *, now: int) -> list[float]:
+    """Note that the vectors of partitions, (user_key, partition_index), are readable online at `now`, microseconds.
+
+    Only the first time counts, and only partitions that a push filled. Return the seconds that each of these took.
+    """
+    pairs = list(dict.fromkeys(keys))
+    if not pairs:
+        return []
+    columns = (partitions.c.user_key, partitions.c.partition_index)
+    found = connection.execute(
+        sa.select(*columns, partitions.c.pushed_time)
+        .select_from(join_pairs(partitions, pairs, on=columns))
+        .where(partitions.c.pushed_time.is_not(None), partitions.c.online_time.is_(None))
+    ).all()
+    if found:
+        of_partition = (columns[0] == sa.bindparam("of_user")) & (columns[1] == sa.bindparam("of_index"))
+        mark = partitions.update().where(of_partition).values(online_time=sa.bindparam("at"))
+        users_of, indexes = [row.user_key for row in found], [row.partition_index for row in found]
+        execute_many(connection, mark, {"of_user": users_of, "of_index": indexes, "at": [now] * len(found)})
+    return [max(0, now - row.pushed_time) / 1e6 for row in found]
+
+
+def freshness(connection: sa.Connection, *, last: int = FRESHNESS_OVER) -> Freshness:
+    """Return the freshness of the partitions that became readable online last."""
+    newest = (
+        sa.select(partitions.c.online_time - partitions.c.pushed_time)
+        .where(partitions.c.online_time.is_not(None), partitions.c.pushed_time.is_not(None))
+        .order_by(partitions.c.online_time.desc())
+        .limit(last)
+    )
+    found = connection.scalars(newest).all()
+    if not found:
+        return Freshness(count=0, p50_s=None, p99_s=None)
+    p50, p99 = np.percentile(np.maximum(np.array(found, np.float64), 0) / 1e6, [50, 99])
+    return Freshness(count=len(found), p50_s=round(float(p50), 4), p99_s=round(float(p99), 4))
 
 
 def pending_partition_count(connection: sa.Connection) -> int:

@@ -1,29 +1,45 @@
 """The memory as a whole: opened or made, its transactions and settings, and what is appended to it."""
 
 import json
-import sqlite3
-from collections.abc import Iterator, Mapping
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import sqlalchemy as sa
 
 from liber_feast.behavior import microseconds
-from liber_feast.errors import ConfigError, MemoryFailure, RetryableError, StoreNotReady
+from liber_feast.errors import MemoryAway, MemoryFailure, StoreNotReady
 from liber_feast.memory import migrations
 from liber_feast.memory.append import Appended, VectorsOf, append, encoded_before, items_in_play, seal_idle
-from liber_feast.memory.schema import runs
+from liber_feast.memory.clock import now_us
+from liber_feast.memory.connect import (
+    MemoryBusy,
+    PoolOptions,
+    database_file,
+    first_line,
+    in_our_words,
+    make_engine,
+    parse_url,
+)
+from liber_feast.memory.schema import runs, settings
 from liber_feast.memory.settings import keep_setting, setting
 from liber_feast.partition import Condition
+from liber_feast.stream_metrics import record_memory_retry
 
 FUSION_FOLDER = "fusion_folder"
 """The setting that names the fusion weights in use, relative to the feature repo."""
-LOCK_SECONDS = 60
-"""How long a transaction on SQLite waits for another one; `?timeout=` in the URL says otherwise."""
+RETRY_S = (0.05, 2.0)
+"""The shortest and the longest pause before a transaction is run again."""
+MIGRATION_LOCK = 7_236_823
+"""The advisory lock under which one process at a time makes or migrates a memory on PostgreSQL."""
+
+_T = TypeVar("_T")
 
 
 class Memory:
@@ -36,29 +52,45 @@ class Memory:
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
         self._writer = engine.execution_options(liber_writing=True)
+        self._reader = engine
+        if engine.dialect.name == "postgresql":
+            self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @classmethod
-    def open(cls, url: str, *, base: Path, create: bool = True) -> "Memory":
+    def open(cls, url: str, *, base: Path, create: bool = True, pool: PoolOptions | None = None) -> "Memory":
         """Open, create or migrate the memory at `url`; a relative SQLite path is relative to `base`.
+
+        Any number of processes may open, and so make, one memory at once.
 
         Raises:
             StoreNotReady: `create` is false and the SQLite file is not there; no file was made.
             ConfigError: `url` names no database that SQLAlchemy could open.
             MemoryFailure: the database cannot be opened, or was written by a newer release.
+            MemoryAway: its server does not answer.
             RetryableError: another process holds it for longer than a transaction waits.
         """
-        parsed = _parse(url)
+        parsed = parse_url(url)
         if not create:
             _check_made(parsed, base=base)
-        memory = cls(_connect(parsed, base=base))
+        memory = cls(make_engine(parsed, base=base, pool=pool or PoolOptions()))
         try:
-            with memory.writing() as connection:
-                migrations.migrate(connection)
-        except sa.exc.OperationalError as error:
-            raise MemoryFailure(f"The memory {parsed!r} cannot be opened: {_first_line(error.orig)}.") from error
-        except sa.exc.DatabaseError as error:
-            raise MemoryFailure(f"The memory {parsed!r} is damaged or no memory: {_first_line(error.orig)}.") from error
+            memory._make_ready(name=repr(parsed))
+        except BaseException:
+            memory.close()
+            raise
         return memory
+
+    def _make_ready(self, *, name: str) -> None:
+        try:
+            with in_our_words(self.engine, name=name):
+                self.engine.connect().close()
+            with self.reading() as connection:
+                is_newest = _is_newest(connection)
+            if not is_newest:
+                with self.writing("migrate") as connection:
+                    _migrate(connection)
+        except sa.exc.DBAPIError as error:
+            raise MemoryFailure(f"The memory {name} cannot be opened: {first_line(error.orig)}.") from error
 
     def setting(self, name: str) -> str | None:
         """Return a setting kept with the memory, or None."""
@@ -67,12 +99,11 @@ class Memory:
 
     def keep_setting(self, name: str, value: str) -> None:
         """Keep a setting with the memory."""
-        with self.writing() as connection:
-            keep_setting(connection, name, value)
+        self.retrying(lambda connection: keep_setting(connection, name, value), what="setting")
 
     def keep_report(self, facts: Mapping[str, Any], *, finished_time: int) -> None:
         """Keep what a run did, for `last_report`."""
-        with self.writing() as connection:
+        with self.writing("report") as connection:
             connection.execute(runs.insert().values(finished_time=finished_time, report=json.dumps(facts)))
 
     def last_report(self) -> dict[str, Any] | None:
@@ -88,18 +119,24 @@ class Memory:
         with self.reading() as connection:
             return str(setting(connection, "memory_id"))
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other threads and processes see it; a memory in main memory is its thread's alone."""
+        return self.engine.dialect.name != "sqlite" or database_file(self.engine.url, base=Path()) is not None
+
     def close(self) -> None:
         """Give back every connection."""
         self.engine.dispose()
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """One consistent snapshot.
+        """One consistent snapshot, for reading alone.
 
         Raises:
             RetryableError: another process holds the memory for longer than a transaction waits.
+            MemoryAway: its server does not answer.
         """
-        with _in_one_line(self.engine.url), self.engine.begin() as connection:
+        with in_our_words(self.engine), self._reader.begin() as connection:
             yield connection
 
     @contextmanager
@@ -108,107 +145,92 @@ class Memory:
 
         Raises:
             RetryableError: another process holds the memory for longer than a transaction waits.
+            MemoryAway: its server does not answer; where it was lost in the commit, that may have been done.
             MemoryFailure: the disk is full; nothing of the transaction was written.
         """
-        with _in_one_line(self.engine.url), self._writer.begin() as connection:
+        with in_our_words(self.engine), self._writer.begin() as connection:
             yield connection
 
-    def append(self, table: pa.Table, *, condition: Condition, item_vectors: VectorsOf | None = None) -> Appended:
+    def retrying(self, work: Callable[[sa.Connection], _T], *, what: str, patience_s: float = 30.0) -> _T:
+        """Do `work` in a transaction, and the whole of it again while the memory is busy or away; return its result.
+
+        For what may be done twice: a transaction whose answer was lost may have been done. SQLite waits by itself, as
+        long as its URL says, and nothing is done again.
+
+        Raises:
+            RetryableError: the memory was busy for longer than `patience_s` seconds.
+            MemoryAway: it was away for longer.
+        """
+        patience_s = 0.0 if self.engine.dialect.name == "sqlite" else patience_s
+        until, pause = time.monotonic() + patience_s, RETRY_S[0]
+        while True:
+            try:
+                with self.writing(what) as connection:
+                    return work(connection)
+            except (MemoryBusy, MemoryAway) as error:
+                if time.monotonic() + pause > until:
+                    raise
+                record_memory_retry("away" if isinstance(error, MemoryAway) else "locked")
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, RETRY_S[1])
+
+    def now(self, connection: sa.Connection) -> int:
+        """Return the database's time, microseconds since 1970 UTC."""
+        return now_us(connection)
+
+    def append(
+        self,
+        table: pa.Table,
+        *,
+        condition: Condition,
+        item_vectors: VectorsOf | None = None,
+        pushed_time: int | None = None,
+    ) -> Appended:
         """Append a canonical behavior table (`check_behaviors`) and seal the partitions it fills.
 
         A behavior whose id its user has is a duplicate and changes nothing. One whose place in time was
-        sealed before is late: it joins the end of the current cache.
+        sealed before is late: it joins the end of the current cache. `pushed_time` is when the push came that
+        brought it, microseconds; None: it was materialized. Where the answer to a commit was lost, it is done again
+        and all of it counts as duplicates.
 
         Raises:
             InvalidBehaviors: ids of another type than the memory's.
             RetryableError: another process holds the memory for longer than a transaction waits.
+            MemoryAway: its server does not answer.
         """
         if item_vectors is not None and len(table):  # encoding takes long: not while others wait for the lock
             with self.reading() as connection:
                 items = items_in_play(connection, table)
             item_vectors = encoded_before(item_vectors, items)
-        with self.writing() as connection:
-            return append(connection, table, condition=condition, item_vectors=item_vectors)
+
+        def work(connection: sa.Connection) -> Appended:
+            return append(connection, table, condition=condition, item_vectors=item_vectors, pushed_time=pushed_time)
+
+        return self.retrying(work, what="append")
 
     def seal_idle(self, now: datetime, *, condition: Condition) -> int:
         """Seal the caches that the condition calls idle at `now`; return how many."""
-        with self.writing() as connection:
-            return seal_idle(connection, microseconds(now), condition=condition)
-
-
-def _parse(url: str) -> sa.URL:
-    try:
-        parsed = sa.make_url(url)
-        parsed.get_dialect().import_dbapi()
-    except (sa.exc.ArgumentError, ImportError) as error:
-        raise ConfigError(
-            f"batch_engine.memory: {_first_line(error)}. Name a database, for example sqlite:///data/memory.db."
-        ) from error
-    return parsed
-
-
-def _file(url: sa.URL, *, base: Path) -> Path | None:
-    """Return the file of a SQLite memory; None where it lives elsewhere."""
-    in_file = url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:"
-    return base / url.database if in_file and url.database else None
+        idle_at = microseconds(now)
+        return self.retrying(lambda connection: seal_idle(connection, idle_at, condition=condition), what="append")
 
 
 def _check_made(url: sa.URL, *, base: Path) -> None:
-    path = _file(url, base=base)
+    path = database_file(url, base=base)
     if path is not None and not path.exists():
         raise StoreNotReady(f"There is no memory yet at {path}. Run `feast materialize` in the feature repo.")
 
 
-@contextmanager
-def _in_one_line(url: sa.URL) -> Iterator[None]:
-    """Say of a locked memory and of a full disk what it is; any other error of the database stays as it is."""
-    try:
-        yield
-    except (sa.exc.OperationalError, sqlite3.OperationalError) as error:
-        cause = error.orig if isinstance(error, sa.exc.OperationalError) else error
-        code = cause.sqlite_errorcode & 0xFF if isinstance(cause, sqlite3.OperationalError) else None
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise RetryableError(
-                f"The memory {url.database} is locked by another process. Nothing was written; try again when that one"
-                " is done."
-            ) from error
-        if code == sqlite3.SQLITE_FULL:
-            raise MemoryFailure(
-                f"The memory {url.database} cannot grow: the disk is full. What was kept before is there; make room and"
-                " run the same command again."
-            ) from error
-        raise
+def _is_newest(connection: sa.Connection) -> bool:
+    """Return whether no step is due, so that nobody has to wait for the write lock."""
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(settings.name):
+        return False
+    if not set(settings.columns.keys()) <= {column["name"] for column in inspector.get_columns(settings.name)}:
+        return False
+    return setting(connection, "schema_version") == str(1 + len(migrations.STEPS))
 
 
-def _first_line(error: object) -> str:
-    return str(error).split("\n", maxsplit=1)[0].rstrip(".")
-
-
-def _connect(url: sa.URL, *, base: Path) -> sa.Engine:
-    """Return an engine whose errors say nothing of the values, which are ids of users and texts."""
-    if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, hide_parameters=True)
-    path = _file(url, base=base)
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MemoryFailure(f"The memory {url!r} cannot be made: {path.parent}: {error.strerror}.") from error
-        url = url.set(database=str(path))
-    waits = {} if "timeout" in url.query else {"timeout": LOCK_SECONDS}
-    engine = sa.create_engine(url, connect_args=waits, hide_parameters=True)
-
-    @sa.event.listens_for(engine, "connect")
-    def _configure(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:
-        connection.isolation_level = None  # the driver would otherwise begin transactions at its own moments
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        writing = connection.get_execution_options().get("liber_writing", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-
-    return engine
+def _migrate(connection: sa.Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+    migrations.migrate(connection)

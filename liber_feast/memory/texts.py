@@ -114,13 +114,20 @@ def add_texts(connection: sa.Connection, new: Sequence[NewText]) -> None:
     """Keep answers of the learner, each under (partition, stage, partition hash, prompt version, model, revision).
 
     A partition with a new text has not failed, and what was to be written anew is. Where two runs asked for the same
-    text at once, the answer that came first stays.
+    text at once, the answer that came first stays. Answers about a user who was forgotten meanwhile vanish.
     """
     if not new:
         return
     rows = [_asked_for(one.partition, stage=one.stage, attempt_count=one.learned.attempt_count) for one in new]
     connection.execute(_UNMARK, rows)  # first: a mark that is there after such a text was kept asks for the next one
-    connection.execute(insert_new(connection, texts), [_row(one) for one in new])
+    values = [_row(one) for one in new]
+    columns = [sa.bindparam(name, type_=texts.c[name].type) for name in values[0]]
+    of_partition = sa.and_(
+        *(partitions.c[name] == sa.bindparam(name) for name in ("user_key", "partition_index", "partition_hash"))
+    )
+    there = sa.select(*columns).where(of_partition).select_from(partitions)
+    kept = there.with_for_update(read=True, key_share=True)  # whoever deletes it waits, or it is seen that it is gone
+    connection.execute(insert_new(connection, texts).from_select(list(values[0]), kept), values)
     connection.execute(_SUCCEED, rows)
 
 
@@ -236,6 +243,7 @@ def _asked_for(partition: SealedPartition, *, stage: str, attempt_count: int) ->
     return {
         "of_user": partition.user_key,
         "of_index": partition.partition_index,
+        "of_hash": partition.partition_hash,
         "of_stage": stage,
         "of_revision": partition.revision,
         "more": attempt_count,
@@ -262,6 +270,7 @@ _UNMARK = recomputations.delete().where(
     _asked(recomputations), recomputations.c.stage == sa.bindparam("of_stage"), ~_IS_KEPT
 )
 _TRIED = partitions.c.attempts + sa.bindparam("more")
-_SUCCEED = partitions.update().where(_asked(partitions)).values(attempts=_TRIED, failure=sa.null())
+_IS_AS_ASKED = _asked(partitions) & (partitions.c.partition_hash == sa.bindparam("of_hash"))
+_SUCCEED = partitions.update().where(_IS_AS_ASKED).values(attempts=_TRIED, failure=sa.null())
 _FAILURE = sa.case((_IS_KEPT, partitions.c.failure), else_=sa.bindparam("reason", type_=sa.Text))
-_FAIL = partitions.update().where(_asked(partitions)).values(attempts=_TRIED, failure=_FAILURE)
+_FAIL = partitions.update().where(_IS_AS_ASKED).values(attempts=_TRIED, failure=_FAILURE)

@@ -63,12 +63,13 @@ def known_vectors(connection: sa.Connection, hashes: Sequence[str], *, encoder_v
 
 
 def add_vectors(connection: sa.Connection, vectors: Mapping[int, bytes], *, encoder_version: str) -> None:
-    """Keep the vector of each text id; one that another run kept first stays."""
+    """Keep the vector of each text id; one that another run kept first stays, that of a text that is gone vanishes."""
     if vectors:
         rows = [
-            {"text_id": key, "encoder_version": encoder_version, "vector": vector} for key, vector in vectors.items()
+            {"of_text": key, "encoder_version": encoder_version, "vector": vector} for key, vector in vectors.items()
         ]
-        connection.execute(insert_new(connection, text_vectors), rows)
+        names = ["text_id", "encoder_version", "vector"]
+        connection.execute(insert_new(connection, text_vectors).from_select(names, _VECTOR), rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,3 +160,15 @@ def _vectors(whose: Whose, *, encoder_version: str, version: str) -> sa.Select[A
 
 def _is_encoded(text_id: sa.ColumnElement[int], encoder_version: str) -> sa.Exists:
     return sa.exists().where(text_vectors.c.text_id == text_id, text_vectors.c.encoder_version == encoder_version)
+
+
+_VECTOR = (
+    sa.select(
+        texts.c.text_id,
+        sa.bindparam("encoder_version", type_=sa.Text).label("encoder_version"),
+        sa.bindparam("vector", type_=sa.LargeBinary).label("vector"),
+    )
+    .where(texts.c.text_id == sa.bindparam("of_text"))
+    .with_for_update(read=True, key_share=True)  # whoever deletes the text waits, or it is seen that it is gone
+)
+"""The vector of a text, where that is there."""

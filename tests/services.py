@@ -1,0 +1,127 @@
+"""Real services for tests: PostgreSQL as it runs here, and servers of a test's own that may be stopped.
+
+A test module takes a fixture by naming it: `memory_url = services.memory_url`.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+POSTGRES = os.environ.get("LIBER_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
+"""A database in which tests may make schemas."""
+IS_ROOT = os.name == "posix" and os.geteuid() == 0
+SERVER_USER = "postgres"
+"""Who runs a server of a test's own where the tests run as root, which PostgreSQL refuses."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def memory_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty memory: a file, and a schema of its own that is dropped afterwards."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'memory.db'}"
+    else:
+        yield from _schema_url()
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """The URL of an empty schema of PostgreSQL, dropped afterwards."""
+    yield from _schema_url()
+
+
+def _schema_url() -> Iterator[str]:
+    server = sa.create_engine(POSTGRES, connect_args={"connect_timeout": 5, "options": "-clock_timeout=20s"})
+    name = f"liber_test_{uuid.uuid4().hex}"
+    try:
+        with server.begin() as connection:
+            connection.execute(sa.schema.CreateSchema(name))
+    except sa.exc.OperationalError:
+        pytest.skip("no PostgreSQL answers here; LIBER_TEST_POSTGRES can name one")
+    yield sa.make_url(POSTGRES).update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(False)
+    with server.begin() as connection:
+        connection.execute(sa.schema.DropSchema(name, cascade=True))
+    server.dispose()
+
+
+@dataclass(kw_only=True)
+class PostgresCluster:
+    """A PostgreSQL server of a test's own, which the test may stop and start."""
+
+    folder: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The URL of its one database."""
+        return f"postgresql+psycopg://{SERVER_USER}@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start the server, and return when it answers."""
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("start", "-w", "-l", str(self.folder / "log"), "-o", options)
+
+    def stop(self) -> None:
+        """Stop the server at once: sessions end where they are, and it recovers at the next start."""
+        self._run("stop", "-w", "-m", "immediate")
+
+    def make(self) -> None:
+        """Make the files of an empty server."""
+        command = ["-D", str(self.folder / "data"), "-A", "trust", "-U", SERVER_USER, "--no-sync", "-E", "UTF8"]
+        _run([_program("initdb"), *command], cwd=self.folder)
+
+    def _run(self, action: str, *options: str) -> None:
+        _run([_program("pg_ctl"), action, "-D", str(self.folder / "data"), *options], cwd=self.folder)
+
+
+@pytest.fixture
+def postgres_cluster() -> Iterator[PostgresCluster]:
+    """A running PostgreSQL server of the test's own."""
+    if _program("initdb") is None or _program("pg_ctl") is None:
+        pytest.skip("initdb and pg_ctl of PostgreSQL are not on the PATH")
+    folder = Path(tempfile.mkdtemp(prefix="liber_postgres_"))  # tmp_path is closed to the user of the server
+    cluster = PostgresCluster(folder=folder, port=free_port())
+    try:
+        if IS_ROOT:
+            shutil.chown(folder, SERVER_USER)
+        cluster.make()
+        cluster.start()
+    except (OSError, LookupError, subprocess.SubprocessError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        pytest.skip(f"a PostgreSQL server of the test's own does not start here: {type(error).__name__}")
+    yield cluster
+    if (folder / "data" / "postmaster.pid").exists():
+        cluster.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _program(name: str) -> str | None:
+    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or (str(installed[-1]) if installed else None)
+
+
+def _run(command: list[str | None], *, cwd: Path) -> None:
+    subprocess.run(
+        [str(part) for part in command],
+        check=True,
+        cwd=cwd,
+        timeout=60,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        user=SERVER_USER if IS_ROOT else None,
+    )

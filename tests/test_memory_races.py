@@ -1,0 +1,154 @@
+"""Several processes push the same users at once: every behavior is kept once, in one partition or in the cache."""
+
+import multiprocessing
+import random
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from liber_feast.behavior import Behavior
+from liber_feast.condition import Condition, CountCondition, TimeCondition
+from liber_feast.errors import InvalidBehaviors
+from liber_feast.memory import Memory
+from liber_feast.memory.schema import users, waiting
+from liber_feast.partition import partition_hash
+from tests import services
+from tests.memory_parts import START, behavior, contents, table_of
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+memory_url = services.memory_url
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["liber_feast.memory", "tests.memory_parts"])
+PRODUCERS, USERS, PER_USER, SIZE = 8, 6, 90, 4
+PATIENCE_S = 120
+
+
+def stream() -> list[Behavior]:
+    """Return the behaviors of all users, some of them at one time."""
+    names = [(f"user {user}", number) for user in range(USERS) for number in range(PER_USER)]
+    return [behavior(number - number % 5 // 4, user=user, name=f"{number:03}") for user, number in names]
+
+
+def share(producer: int) -> list[list[Behavior]]:
+    """Return what a producer sends: its own behaviors in no order, and some of its neighbor's; batches come again."""
+    source = random.Random(producer)
+    own = [one for place, one in enumerate(stream()) if (place - producer) % PRODUCERS in (0, PRODUCERS // 2 + 1)]
+    source.shuffle(own)
+    cuts = sorted(source.sample(range(1, len(own)), 11))
+    batches = [own[left:right] for left, right in zip([0, *cuts], [*cuts, len(own)], strict=True)]
+    return batches + source.sample(batches, 2)
+
+
+def produce(url: str, producer: int, condition: Condition, parent: "Connection[object, object]") -> None:
+    """Push a share, sealing idle caches in between, and say what was counted."""
+    memory, counted = Memory.open(url, base=Path()), Counter[str]()
+    parent.send("ready")
+    parent.recv()
+    for number, batch in enumerate(share(producer)):
+        counted += pushed(memory, batch, condition)
+        counted["sealed"] += memory.seal_idle(START + timedelta(seconds=number * 5), condition=condition)
+    memory.close()
+    parent.send(dict(counted))
+
+
+def pushed(memory: Memory, batch: Sequence[Behavior], condition: Condition) -> Counter[str]:
+    appended = memory.append(table_of(batch), condition=condition, pushed_time=1)
+    return Counter(
+        new=appended.behavior_count,
+        duplicate=appended.duplicate_count,
+        late=appended.late_count,
+        sealed=appended.sealed_count,
+    )
+
+
+def run_all(url: str, condition: Condition) -> Counter[str]:
+    """Run all producers at once; return what they counted together."""
+    pipes = [PROCESSES.Pipe() for _ in range(PRODUCERS)]
+    producers = [
+        PROCESSES.Process(target=produce, args=(url, number, condition, theirs))
+        for number, (_, theirs) in enumerate(pipes)
+    ]
+    for process in producers:
+        process.start()
+    total = Counter[str]()
+    for ours, _ in pipes:
+        heard(ours)
+    for ours, _ in pipes:
+        ours.send("go")
+    for ours, _ in pipes:
+        total += Counter(heard(ours))
+    for process in producers:
+        process.join(PATIENCE_S)
+        assert process.exitcode == 0
+    return total
+
+
+def heard(pipe: "Connection[object, object]") -> object:
+    assert pipe.poll(PATIENCE_S), "a producer did not answer"
+    return pipe.recv()
+
+
+@pytest.mark.parametrize(
+    "condition", [CountCondition(SIZE), TimeCondition(idle=timedelta(seconds=3))], ids=["count", "idle"]
+)
+def test_eight_producers_of_the_same_users_lose_double_and_reorder_nothing(
+    memory_url: str, condition: Condition
+) -> None:
+    memory = Memory.open(memory_url, base=Path())
+    counted = run_all(memory_url, condition)
+    found = contents(memory)  # partitions lie without gaps, and each has as many behaviors as it says
+    sent = {(one.user_id, one.behavior_id): one for one in stream()}
+    assert counted["new"] == len(sent)
+    assert counted["duplicate"] == sum(len(batch) for producer in range(PRODUCERS) for batch in share(producer)) - len(
+        sent
+    )
+    assert counted["sealed"] == sum(map(len, found.partitions.values()))
+    for user in {one.user_id for one in sent.values()}:
+        assert sorted(found.behavior_ids(str(user))) == [f"{number:03}" for number in range(PER_USER)]
+        sealed = found.partitions[str(user)]
+        seals = [one.seal_time for one in sealed]
+        assert seals == sorted(set(seals))
+        for one in sealed:
+            assert one.partition_hash == partition_hash(sent[user, name] for name in one.behavior_ids)
+        if isinstance(condition, CountCondition):
+            assert {len(one.behavior_ids) for one in sealed} == {SIZE}
+            assert len(found.caches.get(str(user), ())) == PER_USER % SIZE
+    with memory.reading() as connection:
+        rows = connection.execute(sa.select(users)).all()
+        waits = set(connection.scalars(sa.select(waiting.c.user_key)))
+    memory.close()
+    assert {row.behavior_count for row in rows} == {PER_USER}
+    assert sum(row.late_count for row in rows) == counted["late"]
+    assert sum(row.duplicate_count for row in rows) == counted["duplicate"]
+    assert waits == {row.user_key for row in rows}
+
+
+def test_of_first_appends_with_ids_of_two_types_one_type_wins_and_the_others_are_refused(memory_url: str) -> None:
+    memory, barrier = Memory.open(memory_url, base=Path()), threading.Barrier(PRODUCERS)
+
+    def first(number: int) -> str | None:
+        user: str | int = number if number % 2 else f"user {number}"
+        barrier.wait(PATIENCE_S)
+        try:
+            memory.append(table_of([behavior(1, user=user)]), condition=CountCondition(SIZE))
+        except InvalidBehaviors:
+            return None
+        return type(user).__name__
+
+    with ThreadPoolExecutor(PRODUCERS) as threads:
+        outcomes = list(threads.map(first, range(PRODUCERS)))
+    (won,) = {one for one in outcomes if one}
+    assert outcomes.count(won) == PRODUCERS // 2
+    assert len(contents(memory).caches) == PRODUCERS // 2
+    assert memory.setting("user_id_type") == {"int": "int64", "str": "string"}[won]
+    memory.close()
