@@ -1,42 +1,59 @@
 """Publish what the memory holds: Delta tables for training, the online store for serving.
 
 Both are projections of the memory, written at least once into idempotent sinks: a Delta commit carries the
-publication's number and is skipped when the table has seen it; an online row is always the user's newest row
-of the memory, read and written under one lock, so that an older one never replaces it.
+publication's number and is skipped when the table has seen it; an online row is the user's newest of the memory and
+carries the publication's time, so that an older one never replaces it.
+
+One process at a time publishes, by the lease `publish`. No transaction is open while a sink is written: the memory is
+read before, and marked after, in a transaction that ends well only while the lease is held.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 import sqlalchemy as sa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
+from liber_feast.delta import DeltaSink as DeltaSink  # noqa: PLC0414  (it is asked for here, too)
 from liber_feast.fuser import Fuser
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory import Memory
+from liber_feast.memory.clock import now_us
+from liber_feast.memory.leases import PUBLISH, Lease, held, renew
 from liber_feast.memory.publications import (
+    Found,
     Publication,
     PublishedRow,
     Rows,
     finish,
     forget_stage,
+    has_unfinished,
+    in_pieces,
+    is_restoring,
     maker_of,
+    mark_restored,
+    newest_created_time,
+    newest_number,
     next_to_restore,
     next_unfinished,
     plan,
     unpublished_texts,
     unpublished_vectors,
     unpublished_windows,
+    use_version,
+    users_at_work,
     users_to_check,
     version_in_use,
 )
+from liber_feast.memory.status import mark_online
 from liber_feast.memory.texts import PartitionKey, user_chunks
 from liber_feast.memory.vectors import VECTOR, PartitionVector
 from liber_feast.projection import FUSED, Projection
 from liber_feast.sequences import publish_sequences
+from liber_feast.stream_metrics import record_freshness, record_publish
 
 VIEWS: Mapping[str, str] = {
     SUMMARY: "partition_summary",
@@ -46,43 +63,21 @@ VIEWS: Mapping[str, str] = {
 }
 """The feature view that each stage fills, in the order of publishing."""
 USERS_PER_WRITE = 1_000
-"""Users whose online rows are written in one transaction, where they are not part of a publication."""
+"""Users whose online rows are written at once, where they are not part of a publication."""
 
 
 class OnlineSink(Protocol):
     """Where the newest row of every user goes."""
 
-    def write(self, view: str, rows: pa.Table) -> None:
-        """Write rows of a feature view: its join keys, features, event_timestamp and created_timestamp."""
+    def write(
+        self, view: str, rows: pa.Table, *, number: int | Sequence[int] | None = None, force: bool = False
+    ) -> None:
+        """Write rows of a feature view: its join keys, features, event_timestamp and created_timestamp.
+
+        A row replaces the one of its user that is there where its order (event_timestamp, `number`) is not lower, and
+        with `force` in any case.
+        """
         ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeltaSink:
-    """A Delta table that takes each numbered commit once."""
-
-    path: Path
-
-    def is_made(self) -> bool:
-        """Return whether the table is there."""
-        return DeltaTable.is_deltatable(str(self.path))
-
-    def make(self, rows: pa.Table) -> None:
-        """Make the table with the schema of `rows`, where it is not there."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_deltalake(str(self.path), rows, mode="ignore")
-
-    def append(self, rows: pa.Table, *, app_id: str, version: int) -> bool:
-        """Append `rows` as commit `version` of `app_id`; return False where the table has it already."""
-        location = str(self.path)
-        if self.is_made():
-            seen = DeltaTable(location).transaction_version(app_id)
-            if seen is not None and seen >= version:
-                return False
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        properties = CommitProperties(app_transactions=[Transaction(app_id, version)])
-        write_deltalake(location, rows, mode="append", commit_properties=properties)
-        return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +91,7 @@ class Publisher:
     tables: Mapping[str, DeltaSink]
     online: OnlineSink
     fuser: Callable[[str | None], Fuser]
-    """The fusion in use with vectors of an encoder version, asked in every transaction."""
+    """The fusion in use with vectors of an encoder version, asked for every publication."""
     encoder_version: str | None
     vector_width: int
     memory_window: int
@@ -104,92 +99,86 @@ class Publisher:
     clock: Callable[[], int]
 
     def publish(self, *, user_keys: Sequence[int] | None = None) -> dict[str, int]:
-        """Publish what is not, of all users or of some; return the number of rows by stage.
+        """Publish what is not, of all users or of some; return the number of rows by stage that were written here.
 
-        First, what a crashed run left half-written is finished. A Delta table that was lost is written anew, and so
-        is the online store after `forget_online`.
+        It returns when every text and vector of these users is readable that was there when it was called: where
+        another process or thread publishes, it is waited for, and what that one left is done. What a crashed run left
+        half-written is finished. A Delta table that was lost is written anew, and so is the online store after
+        `forget_online`.
+
+        Raises:
+            LeaseLost: this process stood still for so long that another one publishes; nothing was marked.
+            MemoryFailure: the memory is older than its tables.
+            StoreFailure: a table cannot be written.
+            RetryableError: the memory is locked or away, or others change a table all the time.
         """
-        counts = dict.fromkeys(VIEWS, 0)
-        with self.memory.writing() as connection:  # a table is made only after this was committed
-            self._forget_lost_tables(connection)
-            self._versions(connection)
-        self._finish_all(counts)
-        with self.memory.writing() as connection:
-            self._make_tables(connection)
-            self._plan(connection, user_keys)
-        self._finish_all(counts)
-        self._restore_online()
-        publish_sequences(self.memory, projection=self.projection, online=self.online)
+        counts, is_restoring_all = dict.fromkeys(VIEWS, 0), False
+        if self._is_due(user_keys):
+            with held(self.memory, PUBLISH) as lease:
+                turn = _Turn(publisher=self, lease=lease)
+                turn.publish(user_keys, counts)
+                is_restoring_all = turn.restore_online()
+        publish_sequences(
+            self.memory,
+            projection=self.projection,
+            online=self.online,
+            user_keys=None if is_restoring_all else user_keys,
+        )
         return counts
 
-    def _restore_online(self) -> None:
-        """Write every newest row of an online store that was emptied; where it crashes, the next one goes on."""
-        created_time = self.clock()
-        while True:
-            with self.memory.writing() as connection:
-                keys = next_to_restore(connection, count=USERS_PER_WRITE)
-                if not keys:
-                    return
-                projection = self.projection(connection)
-                for stage, view in VIEWS.items():
-                    self._write_online(view, _online_rows(projection, stage, keys, created_time=created_time))
+    def _is_due(self, user_keys: Sequence[int] | None) -> bool:
+        if not all(table.is_made() for table in self.tables.values()):
+            return True
+        fuser = self.fuser(self.encoder_version)
+        with self.memory.reading() as connection:
+            if has_unfinished(connection) or is_restoring(connection):
+                return True
+            return any(rows for _, rows in self.unpublished(connection, user_keys, fuser=fuser))
 
-    def _forget_lost_tables(self, connection: sa.Connection) -> None:
-        for stage, table in self.tables.items():
-            if not table.is_made():
-                forget_stage(connection, stage, done_time=self.clock())
-
-    def _make_tables(self, connection: sa.Connection) -> None:
-        """Make the tables that are not there, so that a join finds no row rather than no table."""
-        projection = self.projection(connection)
-        if not projection.knows_ids():  # a table of the wrong type of ids could never take a row
-            return
-        for stage, table in self.tables.items():
-            if not table.is_made():
-                table.make(_no_rows(projection, stage))
-
-    def _plan(self, connection: sa.Connection, user_keys: Sequence[int] | None) -> None:
-        created_time = self.clock()
+    def unpublished(
+        self, connection: sa.Connection, user_keys: Sequence[int] | None, *, fuser: Fuser
+    ) -> Iterator[Found]:
+        """Yield each stage and its rows, of all users or of some, that no publication holds."""
         for stage in (SUMMARY, SHIFT):
-            rows = unpublished_texts(connection, stage, user_keys=user_keys)
-            plan(connection, stage, rows, created_time=created_time)
+            yield stage, unpublished_texts(connection, stage, user_keys=user_keys)
         if self.encoder_version is None:
             return
-        versions = self._versions(connection)
+        versions = self.versions(connection, fuser)
         vectors, windows = (Rows(stage=stage, version=versions[stage]) for stage in (VECTOR, FUSED))
         due = users_to_check(connection, vectors=vectors, windows=windows, user_keys=user_keys)
-        rows = unpublished_vectors(connection, vectors, user_keys=due)
-        plan(connection, VECTOR, rows, created_time=created_time)
-        rows = unpublished_windows(
-            connection, windows, vectors=vectors, memory_window=self.memory_window, user_keys=due
+        yield VECTOR, unpublished_vectors(connection, vectors, user_keys=due)
+        yield (
+            FUSED,
+            unpublished_windows(connection, windows, vectors=vectors, memory_window=self.memory_window, user_keys=due),
         )
-        plan(connection, FUSED, rows, created_time=created_time)
 
-    def _finish_all(self, counts: dict[str, int]) -> None:
-        while True:
-            with self.memory.writing() as connection:
-                publication = next_unfinished(connection)
-                if publication is None:
-                    return
-                rows = self._write_out(connection, publication)
-                finish(connection, publication, done_time=self.clock())
-            counts[publication.stage] += rows
+    def versions(self, connection: sa.Connection, fuser: Fuser) -> dict[str, str]:
+        """Return the version under which vectors and fused vectors are published now."""
+        made_by = f"{fuser.version}/{self.encoder_version or ''}"
+        return {
+            VECTOR: self._vector_version(connection),
+            FUSED: version_in_use(connection, FUSED, made_by=made_by),
+        }
 
-    def _write_out(self, connection: sa.Connection, publication: Publication) -> int:
-        projection = self.projection(connection)
-        user_keys = sorted({row.user_key for row in publication.rows})
-        rows = self._delta_rows(projection, publication, user_keys)
-        if len(rows):
-            app_id = f"liber/{self.memory.identity}"
-            self.tables[publication.stage].append(rows, app_id=app_id, version=publication.publication_id)
-        for some in user_chunks(user_keys):
-            found = _online_rows(projection, publication.stage, some, created_time=publication.created_time)
-            self._write_online(VIEWS[publication.stage], found)
-        return len(rows)
+    def _vector_version(self, connection: sa.Connection) -> str:
+        return version_in_use(connection, VECTOR, made_by=self.encoder_version or "")
 
-    def _delta_rows(self, projection: Projection, publication: Publication, user_keys: Sequence[int]) -> pa.Table:
+    def projection(self, connection: sa.Connection, fuser: Fuser | None = None) -> Projection:
+        """Return the feature rows of one snapshot of the memory, fused by `fuser` or else by the fusion in use."""
+        fuser = fuser or self.fuser(self.encoder_version)
+        return Projection(
+            connection=connection,
+            fuser=fuser,
+            vector_version=self._vector_version(connection) if self.encoder_version else None,
+            vector_width=self.vector_width,
+            memory_window=self.memory_window,
+            sequence_length=self.sequence_length,
+        )
+
+    def delta_rows(self, projection: Projection, publication: Publication) -> pa.Table:
         """Return the rows of a publication, less those that are superseded: something newer is published instead."""
         version = publication.rows[0].version if publication.rows else ""
+        user_keys = publication.user_keys
         if publication.stage in (SUMMARY, SHIFT):
             texts = {((row.user_key, row.partition_index), row.version) for row in publication.rows}
             return projection.text_rows(
@@ -203,34 +192,138 @@ class Publisher:
                 kept, encoder_version=maker_of(version), created_time=publication.created_time
             )
         # Rows of a fusion that is no longer in use: the one in use has publications of its own.
-        if version != self._versions(projection.connection)[FUSED]:
+        if version != self.versions(projection.connection, projection.fuser)[FUSED]:
             return projection.fused_rows((), created_time=publication.created_time)
         windows = [window for window in projection.windows(user_keys).values() if _is_current(window, planned)]
         return projection.fused_rows(windows, created_time=publication.created_time)
 
-    def _write_online(self, view: str, rows: pa.Table) -> None:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Turn:
+    """What the holder of the lease does."""
+
+    publisher: Publisher
+    lease: Lease
+
+    def publish(self, user_keys: Sequence[int] | None, counts: dict[str, int]) -> None:
+        """Plan what is due, and write out all that is planned; add the rows by stage to `counts`.
+
+        Those on whom somebody works are published along: where many publish at once, few of them have to.
+        """
+        self._check_tables()
+        self._plan(user_keys)
+        while (publication := self._next()) is not None:
+            counts[publication.stage] += self._write_out(publication)
+
+    def restore_online(self) -> bool:
+        """Write every newest row of an online store that was emptied; return whether it was."""
+        publisher, was_emptied = self.publisher, False
+        created_time = publisher.clock()
+        fuser = publisher.fuser(publisher.encoder_version)
+        while True:
+            with publisher.memory.reading() as connection:
+                restoring = next_to_restore(connection, count=USERS_PER_WRITE)
+                if restoring is None:
+                    return was_emptied
+                number, projection = newest_created_time(connection), publisher.projection(connection, fuser)
+                found = {
+                    view: _online_rows(projection, stage, restoring.user_keys, created_time=created_time)
+                    for stage, view in VIEWS.items()
+                }
+            for view, rows in found.items():
+                self._write_online(view, rows, number=number, force=True)
+            with self._marking("restored") as connection:
+                mark_restored(connection, restoring)
+            was_emptied = True
+
+    def _check_tables(self) -> None:
+        """Make the tables that are not there, so that a join finds no row rather than no table.
+
+        What was in a table that was lost is planned again; a table is made only after that was committed.
+        """
+        publisher = self.publisher
+        lost = {stage: table for stage, table in publisher.tables.items() if not table.is_made()}
+        if lost:
+            with self._marking("lost") as connection:
+                for stage in lost:
+                    forget_stage(connection, stage, done_time=publisher.clock())
+            with publisher.memory.reading() as connection:
+                projection = publisher.projection(connection)
+                # A table of the wrong type of ids could never take a row.
+                empty = {stage: _no_rows(projection, stage) for stage in lost} if projection.knows_ids() else {}
+            for stage, rows in empty.items():
+                lost[stage].make(rows)
+        with publisher.memory.reading() as connection:
+            newest = newest_number(connection)
+        for table in publisher.tables.values():
+            table.check_number(newest, app_id=self._app_id)
+
+    def _plan(self, user_keys: Sequence[int] | None) -> None:
+        publisher = self.publisher
+        fuser = publisher.fuser(publisher.encoder_version)
+        with publisher.memory.reading() as connection:
+            keys = None if user_keys is None else sorted({*user_keys, *users_at_work(connection)})
+            found = [one for one in publisher.unpublished(connection, keys, fuser=fuser) if one[1]]
+        for some in in_pieces(found) if found else ():
+            with self._marking("plan") as connection:
+                self._use_versions(connection, fuser, stages=[stage for stage, _ in some])
+                plan(connection, some, clock_time=publisher.clock())
+
+    def _next(self) -> Publication | None:
+        with self.publisher.memory.reading() as connection:
+            return next_unfinished(connection)
+
+    def _write_out(self, publication: Publication) -> int:
+        """Write a publication to its Delta table, then online, and mark it done; return its number of rows."""
+        publisher, stage = self.publisher, publication.stage
+        fuser = publisher.fuser(publisher.encoder_version)
+        with publisher.memory.reading() as connection:
+            rows = publisher.delta_rows(publisher.projection(connection, fuser), publication)
         if len(rows):
-            self.online.write(view, rows)
+            with _timed(stage, "delta"):
+                publisher.tables[stage].append(rows, app_id=self._app_id, version=publication.publication_id)
+        for some in user_chunks(publication.user_keys):
+            with publisher.memory.reading() as connection:
+                projection = publisher.projection(connection, fuser)
+                online = _online_rows(projection, stage, some, created_time=publication.created_time)
+            with _timed(stage, "online"):
+                self._write_online(VIEWS[stage], online, number=publication.created_time)
+        with self._marking("done") as connection:
+            self._use_versions(connection, fuser, stages=[stage])
+            finish(connection, publication, done_time=publisher.clock())
+            keys = publication.partition_keys if stage == FUSED else ()  # the last one: the others are online
+            seconds = mark_online(connection, keys, now=now_us(connection))
+        for one in seconds:
+            record_freshness(one)
+        return len(rows)
 
-    def _versions(self, connection: sa.Connection) -> dict[str, str]:
-        """Return the version under which vectors and fused vectors are published now."""
-        encoder = self.encoder_version or ""
-        fusion = f"{self.fuser(self.encoder_version).version}/{encoder}"
-        return {
-            VECTOR: version_in_use(connection, VECTOR, made_by=encoder),
-            FUSED: version_in_use(connection, FUSED, made_by=fusion),
-        }
+    def _use_versions(self, connection: sa.Connection, fuser: Fuser, *, stages: Sequence[str]) -> None:
+        """Keep the versions under which vectors are published, or are not any more, where `stages` has some."""
+        if VECTOR in stages or FUSED in stages:
+            for stage, version in self.publisher.versions(connection, fuser).items():
+                use_version(connection, stage, version)
 
-    def projection(self, connection: sa.Connection) -> Projection:
-        """Return the feature rows of one snapshot of the memory."""
-        return Projection(
-            connection=connection,
-            fuser=self.fuser(self.encoder_version),
-            vector_version=self._versions(connection)[VECTOR] if self.encoder_version else None,
-            vector_width=self.vector_width,
-            memory_window=self.memory_window,
-            sequence_length=self.sequence_length,
-        )
+    def _write_online(self, view: str, rows: pa.Table, *, number: int, force: bool = False) -> None:
+        if len(rows):
+            self.publisher.online.write(view, rows, number=number, force=force)
+
+    @contextmanager
+    def _marking(self, what: str) -> Iterator[sa.Connection]:
+        """One transaction, which rolls back where the lease is lost."""
+        with self.publisher.memory.writing(what) as connection:
+            renew(connection, self.lease)
+            yield connection
+
+    @property
+    def _app_id(self) -> str:
+        return f"liber/{self.publisher.memory.identity}"
+
+
+@contextmanager
+def _timed(stage: str, sink: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    record_publish(stage=stage, sink=sink, seconds=time.perf_counter() - start)
 
 
 def _is_current(window: Sequence[PartitionVector], planned: Mapping[PartitionKey, PublishedRow]) -> bool:

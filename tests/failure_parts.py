@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import sqlalchemy as sa
 
+from liber_feast.delta import DeltaSink
 from liber_feast.errors import BudgetExhausted
 from liber_feast.fuser import mean_fuser
 from liber_feast.interest import (
@@ -29,7 +30,7 @@ from liber_feast.memory import Memory
 from liber_feast.memory.missing import mark_recomputations
 from liber_feast.memory.schema import texts
 from liber_feast.memory.vectors import add_vectors, texts_without_vector
-from liber_feast.publish import VIEWS, DeltaSink, Publisher
+from liber_feast.publish import VIEWS, Publisher
 from tests.memory_parts import EchoLearner, OnlineRows, TickingClock, no_progress, waves_of
 
 VERSION = "hashed"
@@ -157,6 +158,9 @@ class RowSink(DeltaSink):
 
     def make(self, rows: pa.Table) -> None:
         self.made.append(0)
+
+    def last_number(self, app_id: str) -> int | None:
+        return max(self.made, default=None)
 
     def append(self, rows: pa.Table, *, app_id: str, version: int) -> bool:
         if version <= max(self.made, default=0):

@@ -265,15 +265,23 @@ class Faults:
 
 @dataclass(kw_only=True)
 class OnlineRows:
-    """An online store: the row of each view and user that was written last; may crash before or after a write."""
+    """An online store: the newest row of each view and user; may crash before or after a write."""
 
     faults: Faults = field(default_factory=Faults)
     rows: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    numbers: dict[tuple[str, str], int] = field(default_factory=dict)
+    """What the rows were written with: of equal times the higher one is newer."""
     write_count: int = 0
 
-    def write(self, view: str, rows: pa.Table) -> None:
+    def write(
+        self, view: str, rows: pa.Table, *, number: int | Sequence[int] | None = None, force: bool = False
+    ) -> None:
         self.faults.reach()
         self.write_count += 1
-        for row in rows.to_pylist():
-            self.rows.setdefault(view, {})[row["user_id"]] = row
+        numbers = number if isinstance(number, Sequence) else [number or 0] * len(rows)
+        for row, one in zip(rows.to_pylist(), numbers, strict=True):
+            key, stored = (view, row[USER]), self.rows.get(view, {}).get(row[USER])
+            if force or stored is None or (row[EVENT_TIME], one) >= (stored[EVENT_TIME], self.numbers[key]):
+                self.rows.setdefault(view, {})[row[USER]] = row
+                self.numbers[key] = one
         self.faults.reach()

@@ -1,7 +1,6 @@
 """Publishing: whatever crashes, and whoever publishes at once, each row is written once and the newest is online."""
 
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +15,12 @@ from hypothesis import strategies as st
 
 import liber_feast.memory.publications
 import liber_feast.publish
-import liber_feast.sequences
+from liber_feast.delta import DeltaSink
 from liber_feast.fuser import Fuser, mean_fuser
 from liber_feast.memory import Memory
 from liber_feast.memory.publications import forget_online, next_unfinished
 from liber_feast.memory.schema import publications, users
-from liber_feast.publish import VIEWS, DeltaSink, Publisher
+from liber_feast.publish import VIEWS, Publisher
 from liber_feast.sequences import publish_sequences
 from tests.memory_parts import (
     SECOND_US,
@@ -89,6 +88,15 @@ def delta_rows(folder: Path) -> Rows:
                 rows, key=lambda row: (row["event_timestamp"], row["user_id"], row["created_timestamp"])
             )
     return found
+
+
+def shown(online: OnlineRows) -> Rows:
+    """Return the online rows; when recent behaviors were appended differs from memory to memory."""
+    rows = {view: [dict(some[user]) for user in sorted(some)] for view, some in sorted(online.rows.items())}
+    for view in ("behaviors", "behavior_sequence"):
+        for row in rows.get(view, []):
+            del row["created_timestamp"]
+    return rows
 
 
 def first_behaviors(memory: Memory) -> None:
@@ -194,7 +202,7 @@ def test_wherever_it_crashes_the_next_publish_gives_what_an_uninterrupted_one_gi
         crashed, rows, found = published_in_two_runs(tmp_path / str(steps), steps=steps, and_more=and_more)
         assert crashed == (steps < 20)  # before and after: four Delta tables, six online views
         assert rows == expected
-        assert found.rows == online.rows
+        assert shown(found) == shown(online)
 
 
 def test_while_the_pca_waits_texts_are_published_and_vectors_follow_when_it_is_fitted(tmp_path: Path) -> None:
@@ -295,7 +303,10 @@ def test_a_delta_table_that_was_deleted_is_written_anew_and_the_others_are_left_
     shutil.rmtree(tmp_path / view)
     stage = next(stage for stage, found in VIEWS.items() if found == view)
     assert publisher.publish() == {**NOTHING, stage: counts[stage]}
-    assert delta_rows(tmp_path) == before
+    after = delta_rows(tmp_path)
+    times = [[row.pop("created_timestamp") for row in rows[view]] for rows in (before, after)]
+    assert after == before
+    assert all(first <= again for first, again in zip(*times, strict=True))
     assert publisher.publish() == NOTHING
 
 
@@ -337,14 +348,13 @@ def test_an_online_store_that_was_emptied_is_written_anew_and_no_delta_row_is_ap
 def test_an_online_store_is_written_anew_wherever_the_writing_crashes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (liber_feast.publish, liber_feast.sequences):
-        monkeypatch.setattr(module, "USERS_PER_WRITE", 1)
+    monkeypatch.setattr(liber_feast.publish, "USERS_PER_WRITE", 1)
     memory, version = taught(tmp_path)
     online = OnlineRows()
     publisher = publisher_of(memory, tmp_path, version=version, online=online, clock=StoppedClock())
     publisher.publish()
     before = dict(online.rows)
-    for steps in range(24):  # before and after: six views of two users
+    for steps in range(20):  # before and after: four views of two users, two views of both
         online.rows.clear()
         forget(memory)
         online.faults.steps = online.faults.reached + steps
@@ -398,30 +408,6 @@ def test_many_rows_are_published_in_pieces_each_of_which_is_finished_alone(
         assert next_unfinished(connection) is None
 
 
-def test_publishers_at_once_write_each_row_once(tmp_path: Path) -> None:
-    memory, version = taught(tmp_path)
-    online, start, counts = OnlineRows(), threading.Barrier(3), []
-
-    def publish_one() -> None:
-        own = new_memory(tmp_path)  # its own connections, as another process has
-        start.wait()
-        counts.append(publisher_of(own, tmp_path, version=version, online=online).publish())
-
-    threads = [threading.Thread(target=publish_one) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(counts) == 3
-    assert {stage: sum(one[stage] for one in counts) for stage in VIEWS} == {
-        "summary": 5,
-        "shift": 3,
-        "vector": 5,
-        "fused": 5,
-    }
-    assert [len(rows) for rows in delta_rows(tmp_path).values()] == [5, 3, 5, 5]
-
-
 def test_an_online_row_is_as_new_as_the_memory_even_where_its_publication_is_old(tmp_path: Path) -> None:
     memory, version = taught(tmp_path)
     online = OnlineRows(faults=Faults(steps=0))
@@ -450,17 +436,6 @@ def test_recent_behaviors_go_online_for_the_users_who_sent_some_and_no_others(tm
     assert set(online.rows["behavior_sequence"]) == {"bob"}
     assert online.rows["behavior_sequence"]["bob"]["item_ids"] == ["b2", "b3", "new"]
     assert sequences() == 0
-
-
-def test_a_delta_table_takes_each_number_of_a_memory_once(tmp_path: Path) -> None:
-    sink = DeltaSink(path=tmp_path / "deep" / "table")
-    rows = pa.table({"user_id": ["ann"]})
-    assert sink.append(rows, app_id="one", version=1)
-    assert not sink.append(rows, app_id="one", version=1)
-    assert sink.append(rows, app_id="another", version=1)
-    assert sink.append(rows, app_id="one", version=5)
-    assert not sink.append(rows, app_id="one", version=3)
-    assert DeltaTable(str(sink.path)).to_pyarrow_table().num_rows == 3
 
 
 def test_a_memory_in_which_nothing_happened_publishes_nothing(tmp_path: Path) -> None:
@@ -504,4 +479,4 @@ def test_pushes_that_crash_again_and_again_end_as_one_publish(
     online.faults.steps = None
     publisher.publish()
     assert delta_rows(folder) == delta_rows(whole)
-    assert online.rows == expected.rows
+    assert shown(online) == shown(expected)

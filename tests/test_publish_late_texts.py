@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liber_feast.behavior import CREATED_TIME, EVENT_TIME
+from liber_feast.delta import DeltaSink
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory import Memory
 from liber_feast.memory.publications import forget_online
 from liber_feast.memory.schema import partitions, publications, texts, users
 from liber_feast.memory.vectors import VECTOR
 from liber_feast.projection import FUSED
-from liber_feast.publish import VIEWS, DeltaSink
+from liber_feast.publish import VIEWS
 from tests.failure_parts import RowSink, Runs, encode, mark, publisher_into, row_sinks, vector_of
 from tests.memory_parts import SECOND_US, START_US, Crash, Faults, OnlineRows, append_all, behavior, new_memory
 from tests.test_memory_failures import STEPS, memory_of, take
