@@ -5,10 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 from threading import RLock
 from typing import Any
 
 import pyarrow as pa
+from deltalake.exceptions import DeltaError
 from feast import Entity, FeatureView, OnDemandFeatureView
 from feast.infra.common.materialization_job import MaterializationJob, MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.base import ComputeEngine
@@ -21,6 +23,8 @@ from feast.repo_config import RepoConfig
 from feast.types import Int32, Int64, String
 from tqdm import tqdm
 
+from liber_feast import stream_metrics
+from liber_feast.background import BackgroundDrain
 from liber_feast.behavior import BEHAVIOR_ID, EVENT_TIME, ITEM, RATING, USER, CheckedBehaviors, check_behaviors
 from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.errors import (
@@ -29,13 +33,20 @@ from liber_feast.errors import (
     BadWindow,
     InvalidBehaviors,
     LiberError,
+    MemoryAway,
+    MemoryFailure,
+    StoreFailure,
     StoreNotReady,
+    one_line,
 )
 from liber_feast.job import forget_online, liber_views, open_job, open_registry, repo_folder
-from liber_feast.materialize import Job, Report
+from liber_feast.materialize import Job, Report, utc_microseconds
+from liber_feast.memory.backfill import append_in_groups
 from liber_feast.offline_pull import Pull
 from liber_feast.offline_read import STAGE, locate, open_snapshot
+from liber_feast.partition import DriftCondition
 from liber_feast.run_display import bars, exposed_metrics
+from liber_feast.sequences import BEHAVIORS, RecentBehaviors, publish_sequences
 from liber_feast.shortfall import shortfall
 
 __all__ = ["LiberComputeEngine", "LiberComputeEngineConfig"]
@@ -45,7 +56,6 @@ logger = logging.getLogger(__name__)
 PUSH_PATIENCE_S = 10.0
 """How long a push waits for an LLM that does not answer, beside calls under way; other pushes wait for it meanwhile."""
 
-BEHAVIORS = "behaviors"
 ID_TYPES: dict[object, pa.DataType] = {String: pa.string(), Int32: pa.int64(), Int64: pa.int64()}
 """How ids of a view's type lie in a checked table."""
 
@@ -63,6 +73,7 @@ class LiberComputeEngine(ComputeEngine):
             backend="pandas", repo_config=repo_config, offline_store=offline_store, online_store=online_store
         )
         self._job: Job | None = None
+        self._drain: BackgroundDrain | None = None
         # Of pushes that come at the same time one works and the others wait, so that no text is paid for twice.
         self._working = RLock()
 
@@ -117,26 +128,36 @@ class LiberComputeEngine(ComputeEngine):
             for task in asked
         ]
 
-    def push(self, registry: BaseRegistry, table: pa.Table) -> Report:
-        """Append pushed behaviors; if they fill a cache, make and publish its texts and vectors before returning.
+    def push(
+        self,
+        registry: BaseRegistry,
+        table: pa.Table,
+        *,
+        view: FeatureView | None = None,
+        pushed_time: int | None = None,
+    ) -> Report:
+        """Append pushed behaviors, show them online and, by `on_the_fly`, make what follows from them.
 
-        Texts that cannot be had now (they fail, the budget is out, the LLM refuses or does not answer within
-        PUSH_PATIENCE_S) are logged and left to the next materialization: the behaviors are kept, and published.
+        `view` is the view `behaviors`, where the caller has it; `pushed_time` is when the push came, in microseconds.
+
+        Once the behaviors are kept, a push fails no more: what cannot be had or written now (the LLM or the encoder,
+        the online store, a Delta table) is logged and left to the next run, worker or push of the user.
 
         Raises:
             InvalidBehaviors: a row breaks the schema; nothing was taken.
+            RetryableError: the memory is locked or away. Push the same rows again: what was taken before counts once.
+            MemoryFailure: the memory cannot be written.
         """
+        pushed_time = utc_microseconds() if pushed_time is None else pushed_time
         job, report = self.job(registry), Report()
-        stopped: LiberError | None = None
-        checked = self.check(liber_views(registry, project=self.repo_config.project)[BEHAVIORS], table)
-        appended = job.append(checked, report)
-        with self._working:
-            try:
-                job.drain(report, user_keys=appended.user_keys, patience_s=PUSH_PATIENCE_S)
-            except (BackendRefused, BackendUnreachable) as error:
-                stopped = error
+        view = view or liber_views(registry, project=self.repo_config.project)[BEHAVIORS]
+        appended = job.append(self.check(view, table), report, pushed_time=pushed_time)
+        stopped = self._follow(job, report, appended.user_keys)
         if stopped:
-            logger.warning("push: %s; texts are left to the next materialization: %s", report.line(), stopped.message)
+            what = "texts" if isinstance(stopped, (BackendRefused, BackendUnreachable)) else "features"
+            logger.warning(
+                "push: %s; %s are left to the next materialization: %s", report.line(), what, stopped.message
+            )
         elif report.failed_count or report.exhausted:
             logger.warning("push: %s", report.line())
         elif report.duplicate_count or report.late_count:
@@ -152,7 +173,8 @@ class LiberComputeEngine(ComputeEngine):
         """
         _check_window(start, end)
         view = liber_views(registry, project=self.repo_config.project)[BEHAVIORS]
-        return self.check(view, self._read(view, start, end))
+        pull, names = self._pull(view, start, end)
+        return self.check(view, pull.rows().rename_columns(names))
 
     def check(self, view: FeatureView, table: pa.Table) -> CheckedBehaviors:
         """Return the behaviors of the view `behaviors` in canonical form.
@@ -217,19 +239,67 @@ class LiberComputeEngine(ComputeEngine):
         start, end = min(task.start_time for task in tasks), max(task.end_time for task in tasks)
         _check_window(start, end)
         job, report = self.job(registry), Report()
-        with report.timed("read"):
-            checked = self.window(registry, start=start, end=end)
-        job.append(checked, report)
+        self._append_window(job, report, registry, start=start, end=end)
         job.seal_idle(min(end, datetime.now(UTC)), report)  # until then a live cache may still grow
         return self.finish(job, report, tqdm_builder=tasks[0].tqdm_builder)
+
+    def _follow(self, job: Job, report: Report, user_keys: Sequence[int]) -> LiberError | None:
+        """Publish what follows from behaviors that are kept; return why it is not all done."""
+        try:
+            with report.timed("publish"):
+                recent = partial(RecentBehaviors, length=job.sequence_length)
+                publish_sequences(job.memory, projection=recent, online=job.online, user_keys=user_keys)
+            if self.config.on_the_fly == "inline":
+                with self._working:
+                    job.drain(report, user_keys=user_keys, patience_s=PUSH_PATIENCE_S)
+            elif self.config.on_the_fly == "background":
+                self._background(job).kick()
+        except (MemoryAway, MemoryFailure):
+            raise
+        except LiberError as error:
+            return error
+        except (OSError, DeltaError) as error:
+            return StoreFailure(f"A feature table cannot be written: {one_line(error)[:200]}.")
+        return None
+
+    def _background(self, job: Job) -> BackgroundDrain:
+        with self._working:
+            self._drain = self._drain or BackgroundDrain(job)
+            return self._drain
+
+    def _append_window(
+        self, job: Job, report: Report, registry: BaseRegistry, *, start: datetime, end: datetime
+    ) -> None:
+        """Append what the log has within [start, end], in transactions and in main memory of bounded size."""
+        view = liber_views(registry, project=self.repo_config.project)[BEHAVIORS]
+        pull, names = self._pull(view, start, end)
+        folder = repo_folder(self.repo_config) / "data"
+        folder.mkdir(exist_ok=True)
+        with report.timed("append"):
+            appended = append_in_groups(
+                job.memory,
+                (table.rename_columns(names) for table in pull.batches()),
+                condition=job.condition,
+                folder=folder,
+                check=partial(self.check, view),
+                item_vectors=job.title_vectors if isinstance(job.condition, DriftCondition) else None,
+            )
+        report.behavior_count += appended.behavior_count
+        report.duplicate_count += appended.duplicate_count
+        report.late_count += appended.late_count
+        report.sealed_count += appended.sealed_count
+        stream_metrics.record_append(appended)
 
     def _metrics_of(self, job: Job) -> AbstractContextManager[None]:
         config = self.config.metrics
         textfile = None if config.textfile is None else repo_folder(self.repo_config) / config.textfile
         return exposed_metrics(port=config.port, textfile=textfile, count_pending=job.count_pending)
 
-    def _read(self, view: FeatureView, start: datetime, end: datetime) -> pa.Table:
-        """Return the log's rows within [start, end] and those without a time, which `check` refuses."""
+    def _pull(self, view: FeatureView, start: datetime, end: datetime) -> tuple[Pull, dict[str, str]]:
+        """Return what reads the log's rows within [start, end] and those without a time, which `check` refuses.
+
+        Its columns have the source's own names; the second part gives those of the behavior schema.
+        """
         location = locate(view.batch_source, config=self.repo_config, view=view)
         source, schema = location.source, open_snapshot(location).dataset.schema
         pull = Pull(
@@ -243,7 +313,7 @@ class LiberComputeEngine(ComputeEngine):
             end=end,
             with_null_times=True,
         )
-        return pull.rows().rename_columns({view.join_keys[0]: USER, source.timestamp_field: EVENT_TIME})
+        return pull, {view.join_keys[0]: USER, source.timestamp_field: EVENT_TIME}
 
 
 def _check_window(start: datetime, end: datetime) -> None:

@@ -19,9 +19,11 @@ from liber_feast.llm.extractive import ExtractiveLearner
 from liber_feast.llm_backend import OpenedLlm, configure_llm, open_prompt
 from liber_feast.materialize import Job, utc_microseconds
 from liber_feast.memory import Memory, publications
+from liber_feast.memory.connect import PoolOptions
 from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.offline_read import locate
 from liber_feast.online import FeastOnlineSink
+from liber_feast.pace import Pace
 from liber_feast.publish import VIEWS, DeltaSink
 from liber_feast.title_vectors import TitleVectors
 
@@ -44,7 +46,9 @@ def open_memory(config: RepoConfig, *, create: bool = True) -> Memory:
     Raises:
         StoreNotReady: there is none and `create` is false.
     """
-    return Memory.open(config.batch_engine.memory, base=repo_folder(config), create=create)
+    block: LiberComputeEngineConfig = config.batch_engine
+    pool = PoolOptions(**block.memory_pool.model_dump())
+    return Memory.open(block.memory, base=repo_folder(config), create=create, pool=pool)
 
 
 def forget_online(config: RepoConfig) -> None:
@@ -156,6 +160,7 @@ def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: Online
         online=FeastOnlineSink(store=online_store, config=config, views=views),
         memory_window=block.memory_window,
         sequence_length=block.sequence.length,
+        pace=Pace(**block.worker.model_dump()),
     )
 
 

@@ -1,11 +1,47 @@
-"""The online store as the sink of published rows."""
+"""The online store as the sink of published rows: the newest row of each user stays, whoever writes in what order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 from feast import FeatureView, RepoConfig
+from feast.infra.key_encoding_utils import deserialize_entity_key
 from feast.infra.online_stores.online_store import OnlineStore
-from feast.utils import _convert_arrow_to_proto
+from feast.protos.feast.types.Value_pb2 import Value
+
+from liber_feast.offline_read import STAGE
+from liber_feast.online_values import EncodedRows, encode_rows, entity_keys
+
+if TYPE_CHECKING:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+
+_FEAST = "feast.infra.online_stores."
+_WRITERS = {
+    f"{_FEAST}sqlite.SqliteOnlineStore": ("liber_feast.online_sqlite", "SqliteWriter"),
+    f"{_FEAST}redis.RedisOnlineStore": ("liber_feast.online_redis", "RedisWriter"),
+    f"{_FEAST}postgres_online_store.postgres.PostgreSQLOnlineStore": ("liber_feast.online_postgres", "PostgresWriter"),
+}
+"""Our writer of a store's class; its module imports the store's client."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class OnlineWriter(Protocol):
+    """How rows get into one kind of online store."""
+
+    def write(self, view: FeatureView, rows: EncodedRows, *, force: bool = False) -> int:
+        """Write the rows that are not older than what is online, all of them `force`d; return how many."""
+        ...
+
+    def delete(self, view: FeatureView, keys: Sequence[bytes]) -> int:
+        """Delete the rows of serialized entity keys; return how many there were."""
+        ...
+
+    def close(self) -> None:
+        """Give back connections; the next write opens them again."""
+        ...
 
 
 class FeastOnlineSink:
@@ -14,14 +50,91 @@ class FeastOnlineSink:
     def __init__(self, *, store: OnlineStore, config: RepoConfig, views: Mapping[str, FeatureView]) -> None:
         self._store, self._config, self._views = store, config, views
 
-    def write(self, view: str, rows: pa.Table) -> None:
-        """Write the rows of a view: its join keys, features, event_timestamp and created_timestamp."""
+    def write(
+        self, view: str, rows: pa.Table, *, number: int | Sequence[int] | None = None, force: bool = False
+    ) -> None:
+        """Write the rows of a view: its join keys, features, event_timestamp and created_timestamp.
+
+        A row replaces the one of its user that is online where its order (event_timestamp, `number`) is not lower.
+        `number` is one for all rows or one of each; None: their created_timestamp, in microseconds. With `force` it
+        replaces in any case.
+
+        Raises:
+            OnlineStoreAway: the store does not answer.
+            StoreFailure: the store cannot be written.
+            StoreNotReady: the store lacks the view.
+        """
         found = self._views.get(view)
-        if found is None or not found.online or not len(rows):
-            return
-        join_keys = {column.name: column.dtype.to_value_type() for column in found.entity_columns}
-        source = found.batch_source
-        if source is not None and source.timestamp_field != "event_timestamp":
-            rows = rows.append_column(source.timestamp_field, rows["event_timestamp"])
-        written = _convert_arrow_to_proto(rows.combine_chunks(), found, join_keys)
-        self._store.online_write_batch(self._config, found, written, None)
+        if found is not None and found.online and len(rows):
+            self._writer.write(found, encode_rows(found, rows, number=number), force=force)
+
+    def delete(self, user_ids: Sequence[str | int]) -> int:
+        """Delete the rows of the users in every view that the plugin fills; return how many there were.
+
+        Raises:
+            OnlineStoreAway, StoreFailure, StoreNotReady: as `write`.
+        """
+        gone = 0
+        for view in self._views.values():
+            if view.online and STAGE in view.tags:
+                gone += self._writer.delete(view, entity_keys(view, user_ids))
+        return gone
+
+    def close(self) -> None:
+        """Give back connections; the next write opens them again."""
+        self._writer.close()
+
+    @cached_property
+    def _writer(self) -> OnlineWriter:
+        return open_writer(self._store, self._config)
+
+
+def open_writer(store: OnlineStore, config: RepoConfig) -> OnlineWriter:
+    """Return what writes to a store."""
+    block, kind = config.online_store, f"{type(store).__module__}.{type(store).__qualname__}"
+    if getattr(block, "vector_enabled", False) or getattr(block, "enable_openai_compatible_store", False):
+        return FeastWriter(store, config)  # has columns of its own, which Feast fills
+    if kind not in _WRITERS:
+        return FeastWriter(store, config)
+    module, name = _WRITERS[kind]
+    writer: OnlineWriter = getattr(import_module(module), name)(config)
+    return writer
+
+
+class FeastWriter:
+    """Writes as Feast does, for stores without a writer of ours: of two writers at once the later one stays."""
+
+    def __init__(self, store: OnlineStore, config: RepoConfig) -> None:
+        self._store, self._config = store, config
+
+    def write(self, view: FeatureView, rows: EncodedRows, *, force: bool = False) -> int:
+        """Write the rows, as new as they are."""
+        del force
+        written: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]] = [
+            (
+                deserialize_entity_key(key),
+                {name: Value.FromString(values[place]) for name, values in rows.features.items()},
+                _EPOCH + timedelta(microseconds=rows.event_times[place]),
+                _EPOCH + timedelta(microseconds=rows.numbers[place]),
+            )
+            for place, key in enumerate(rows.keys)
+        ]
+        self._store.online_write_batch(self._config, view, written, None)
+        return len(written)
+
+    def delete(self, view: FeatureView, keys: Sequence[bytes]) -> int:
+        """Empty the rows of the keys: Feast has no way to delete one. Return how many there were."""
+        found = self._store.online_read(self._config, view, [deserialize_entity_key(key) for key in keys], None)
+        there = [key for key, (time, _) in zip(keys, found, strict=True) if time is not None]
+        now = (datetime.now(UTC) - _EPOCH) // timedelta(microseconds=1)
+        rows = EncodedRows(
+            keys=there,
+            event_times=[now] * len(there),
+            numbers=[now] * len(there),
+            features={field.name: [b""] * len(there) for field in view.features},
+            texts={},
+        )
+        return self.write(view, rows) if there else 0
+
+    def close(self) -> None:
+        """Leave the connections, which are Feast's."""

@@ -14,14 +14,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import sqlalchemy as sa
 
-from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, RATING, TIMESTAMP, USER
+from liber_feast.behavior import CREATED_TIME, EVENT_TIME, TIMESTAMP, USER
 from liber_feast.fuser import Fuser
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory.publications import maker_of, text_version
-from liber_feast.memory.schema import behaviors, partitions, texts
+from liber_feast.memory.schema import partitions, texts
 from liber_feast.memory.settings import setting
 from liber_feast.memory.texts import PartitionKey, known_user_ids, user_chunks
 from liber_feast.memory.vectors import PartitionVector, partition_vectors
+from liber_feast.sequences import RecentBehaviors
 
 FUSED = "fused"
 
@@ -164,39 +165,8 @@ class Projection:
         return {(window[-1].user_key, window[-1].partition_index): window for window in every}
 
     def behavior_rows(self, user_keys: Sequence[int]) -> dict[str, pa.Table]:
-        """Return the newest rows of `behaviors` and `behavior_sequence` of each user."""
-        last, sequences = [], []
-        for user_key in user_keys:
-            columns = (behaviors.c.item_id, behaviors.c.rating, behaviors.c.event_time)
-            newest = sa.select(*columns).where(behaviors.c.user_key == user_key)
-            newest = newest.order_by(behaviors.c.event_time.desc(), behaviors.c.behavior_id.desc())
-            rows = self.connection.execute(newest.limit(self.sequence_length)).all()[::-1]
-            if not rows:
-                continue
-            count = sa.select(sa.func.count()).select_from(behaviors).where(behaviors.c.user_key == user_key)
-            item_ids, ratings, times = zip(*rows, strict=True)
-            when = {"user_key": user_key, EVENT_TIME: times[-1], CREATED_TIME: times[-1]}
-            last.append({**when, ITEM: item_ids[-1], RATING: ratings[-1]})
-            sequences.append(
-                {
-                    **when,
-                    "item_ids": item_ids,
-                    "ratings": ratings,
-                    "times": times,
-                    "behavior_count": self.connection.scalar(count),
-                }
-            )
-        item = self._id_type(ITEM)
-        fields = (
-            ("item_ids", pa.list_(item)),
-            ("ratings", pa.list_(pa.float64())),
-            ("times", pa.list_(pa.int64())),
-            ("behavior_count", pa.int64()),
-        )
-        return {
-            "behaviors": self._table(last, ((ITEM, item), (RATING, pa.float64()))),
-            "behavior_sequence": self._table(sequences, fields),
-        }
+        """Return the newest rows of `behaviors` and `behavior_sequence` of each user who has behaviors."""
+        return RecentBehaviors(self.connection, length=self.sequence_length).behavior_rows(user_keys)
 
     def _newest_windows(self, user_keys: Sequence[int]) -> list[list[PartitionVector]]:
         return list({window[-1].user_key: window for window in self._windows(user_keys)}.values())

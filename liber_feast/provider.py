@@ -12,12 +12,19 @@ from feast.infra.passthrough_provider import PassthroughProvider
 from feast.infra.registry.base_registry import BaseRegistry
 
 from liber_feast.behavior import EVENT_TIME, REQUIRED, USER
-from liber_feast.engine import BEHAVIORS, LiberComputeEngine
+from liber_feast.engine import LiberComputeEngine
 from liber_feast.errors import ConfigError, InvalidBehaviors
 from liber_feast.job import open_registry
+from liber_feast.materialize import utc_microseconds
 from liber_feast.offline_read import STAGE, locate, open_snapshot
+from liber_feast.sequences import BEHAVIORS
 
 __all__ = ["LiberProvider"]
+
+UNREADABLE = (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError)
+"""What pandas and pyarrow raise of values that they cannot read."""
+QUOTED = 200
+"""Characters of somebody else's message, or of a pushed name, that are quoted."""
 
 
 class LiberProvider(PassthroughProvider):
@@ -43,13 +50,15 @@ class LiberProvider(PassthroughProvider):
         Raises:
             InvalidBehaviors: a row breaks the schema, or the columns are not those of the log; nothing was taken.
             StoreNotReady: there is no log.
+            RetryableError, MemoryFailure: the memory cannot be written; see `LiberComputeEngine.push`.
         """
         if not isinstance(feature_view, FeatureView) or feature_view.tags.get(STAGE) != BEHAVIORS:
             super().ingest_df(feature_view, df, field_mapping)
             return
+        pushed_time = utc_microseconds()
         rows = self._behaviors(feature_view, _as_table(df))
         self._check_columns(feature_view, rows.column_names)
-        self.engine.push(self._registry, rows)
+        self.engine.push(self._registry, rows, view=feature_view, pushed_time=pushed_time)
 
     async def ingest_df_async(
         self,
@@ -114,7 +123,7 @@ class LiberProvider(PassthroughProvider):
         for name in pushed:
             if name not in self._log_columns:
                 raise InvalidBehaviors(
-                    f"push: column {name!r} is not in the log of feature view {view.name!r}; the log has"
+                    f"push: column {_quoted(name)} is not in the log of feature view {view.name!r}; the log has"
                     f" {', '.join(sorted(self._log_columns))}. Add the column to the log, or leave it out.",
                     column=name,
                 )
@@ -126,24 +135,43 @@ class LiberProvider(PassthroughProvider):
 
 
 def _as_table(df: pd.DataFrame) -> pa.Table:
+    for name in df.columns[df.columns.duplicated()]:
+        raise InvalidBehaviors(f"push: column {_quoted(name)} is there twice. Push it once.", column=str(name))
     try:
-        return pa.Table.from_pandas(df, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        found = ", ".join(str(part) for part in error.args)
-        raise InvalidBehaviors(f"push: a column holds values of more than one type: {found}.") from error
+        table = pa.Table.from_pandas(df, preserve_index=False)
+        plain = pa.schema([(field.name, _plain(field.type)) for field in table.schema])
+        return table if plain.types == table.schema.types else table.cast(plain)
+    except UNREADABLE as error:
+        raise InvalidBehaviors(f"push: a column holds values of more than one type: {_reason(error)}.") from error
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column that pandas calls categorical without its categories."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _with_times(table: pa.Table, *, name: str) -> pa.Table:
     """Read times written as ISO 8601 texts: JSON, and so the feature server's /push, has no other."""
-    if name not in table.column_names or not pa.types.is_string(table.schema.field(name).type):
+    kinds = (pa.string(), pa.large_string(), pa.string_view())
+    if name not in table.column_names or table.schema.field(name).type not in kinds:
         return table
     try:
-        times = pd.to_datetime(table[name].to_pandas(), utc=True, format="ISO8601")
-    except ValueError as error:
+        times = pa.array(pd.to_datetime(table[name].to_pandas(), utc=True, format="ISO8601"))
+    except UNREADABLE as error:
         raise InvalidBehaviors(
-            f"push: column {name!r} has a text that is no ISO 8601 time: {error}.", column=name
+            f"push: column {name!r} has a text that is no ISO 8601 time: {_reason(error)}.", column=name
         ) from error
-    return table.set_column(table.column_names.index(name), name, pa.array(times))
+    return table.set_column(table.column_names.index(name), name, times)
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error, short: it may quote a value of any size."""
+    found = ", ".join(str(part) for part in error.args)
+    return " ".join(found.split())[:QUOTED].rstrip(".")
+
+
+def _quoted(name: object) -> str:
+    return repr(name)[:QUOTED]
 
 
 def _refuse_unknown(config: RepoConfig) -> None:

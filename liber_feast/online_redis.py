@@ -1,0 +1,136 @@
+"""Rows into Feast's Redis online store, the newest of each user stays.
+
+Feast reads the time of what is there and then writes, and passes over rows of an equal time. Here one script per
+row compares and writes, in Redis; the order lies in a field of our own beside the features.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from feast import FeatureView, RepoConfig
+from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
+from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
+from google.protobuf.timestamp_pb2 import Timestamp
+from redis.backoff import ConstantBackoff
+from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError
+from redis.retry import Retry
+
+from liber_feast.errors import OnlineStoreAway, StoreFailure, one_line
+from liber_feast.online_values import EncodedRows
+
+TIMEOUT_S = 5
+"""Seconds until a Redis that does not answer counts as away, where the connection string names no `socket_timeout`."""
+
+# KEYS: the hash. ARGV: field of the order, the order, "1" to write in any case, seconds to live, fields and values.
+# Lua compares texts by bytes in the locale C, which Redis sets.
+_WRITE = """
+local before = redis.call('HGET', KEYS[1], ARGV[1])
+if before and ARGV[3] ~= '1' and before > ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2], unpack(ARGV, 5))
+if ARGV[4] ~= '0' then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
+return 1
+"""
+# KEYS: the hash. ARGV: the fields, that of the time first. A hash in which no view has a time is empty to Feast.
+_DELETE = """
+local was_there = redis.call('HEXISTS', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[1], unpack(ARGV))
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if string.sub(field, 1, 4) == '_ts:' then return was_there end
+end
+redis.call('DEL', KEYS[1])
+return was_there
+"""
+
+
+class RedisWriter:
+    """Writes with a client of its own, whose connections it may share between threads."""
+
+    def __init__(self, config: RepoConfig) -> None:
+        self._config = config
+        self._block: RedisOnlineStoreConfig = config.online_store
+
+    def write(self, view: FeatureView, rows: EncodedRows, *, force: bool = False) -> int:
+        """Write the rows that are not older than what is online, all `force`d; return how many.
+
+        Raises:
+            OnlineStoreAway: Redis does not answer.
+            StoreFailure: Redis refuses: no memory, no rights, a replica.
+        """
+        view_name = self._name(view)
+        fields = {name: _mmh3(f"{view_name}:{name}") for name in rows.features}
+        order, time, live = f"_liber:{view_name}", f"_ts:{view_name}", str(self._block.key_ttl_seconds or 0)
+        columns = [(fields[name], values) for name, values in rows.features.items()]
+        commands = [
+            (
+                self._key(key),
+                (order, _order(rows.event_times[place], rows.numbers[place]), str(int(force)), live),
+                (time, _time(rows.event_times[place])),
+                *((field, values[place]) for field, values in columns),
+            )
+            for place, key in enumerate(rows.keys)
+        ]
+        answers = self._run([(_WRITE, 1, key, *(one for pair in pairs for one in pair)) for key, *pairs in commands])
+        return sum(answers)
+
+    def delete(self, view: FeatureView, keys: Sequence[bytes]) -> int:
+        """Delete the rows of the keys; return how many there were.
+
+        Raises:
+            OnlineStoreAway, StoreFailure: as `write`.
+        """
+        name = self._name(view)
+        features = [_mmh3(f"{name}:{field.name}") for field in view.features]
+        fields = (f"_ts:{name}", f"_liber:{name}", *features)
+        return sum(self._run([(_DELETE, 1, self._key(key), *fields) for key in keys]))
+
+    def close(self) -> None:
+        """Give back the connections; the next write opens them again."""
+        if "_client" in self.__dict__:
+            self._client.close()
+
+    def _run(self, scripts: Sequence[tuple[Any, ...]]) -> list[int]:
+        with _in_one_line(self._block), self._client.pipeline(transaction=False) as pipe:
+            for script in scripts:
+                pipe.eval(*script)
+            return [int(one) for one in pipe.execute()]
+
+    def _key(self, entity_key: bytes) -> bytes:
+        return entity_key + self._config.project.encode()
+
+    def _name(self, view: FeatureView) -> str:
+        return str(compute_versioned_name(view, self._config.registry.enable_online_feature_view_versioning))
+
+    @cached_property
+    def _client(self) -> Any:
+        text = self._block.connection_string
+        waits = ("socket_timeout", "socket_connect_timeout")
+        added = "".join(f",{name}={TIMEOUT_S}" for name in waits if f"{name}=" not in text)
+        client = RedisOnlineStore()._get_client(self._block.model_copy(update={"connection_string": text + added}))
+        client.set_retry(Retry(ConstantBackoff(0.1), retries=1))  # its own patience is 9 seconds
+        return client
+
+
+def _order(event_time: int, number: int) -> bytes:
+    """Return both numbers so that their bytes are ordered as they are."""
+    return b"".join((one + 2**63).to_bytes(8, "big") for one in (event_time, number))
+
+
+def _time(event_time: int) -> bytes:
+    seconds, micros = divmod(event_time, 1_000_000)
+    made: bytes = Timestamp(seconds=seconds, nanos=micros * 1_000).SerializeToString()
+    return made
+
+
+@contextmanager
+def _in_one_line(block: RedisOnlineStoreConfig) -> Iterator[None]:
+    place = block.connection_string.split(",", maxsplit=1)[0]
+    try:
+        yield
+    except AuthenticationError as error:
+        raise StoreFailure(f"The online store, Redis at {place}, refuses the login: {one_line(error)}.") from error
+    except (ConnectionError, TimeoutError, OSError) as error:
+        raise OnlineStoreAway(f"The online store, Redis at {place}, does not answer: {one_line(error)}.") from error
+    except RedisError as error:
+        raise StoreFailure(f"The online store, Redis at {place}, refuses a write: {one_line(error)[:200]}.") from error
