@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from liber_feast.cli_operations import register
+from liber_feast.cli_worker import worker
 from liber_feast.errors import LiberError
 
 app = typer.Typer(
@@ -164,6 +166,9 @@ def recompute(
         raise done.error
 
 
+app.command()(worker)
+
+
 @app.command()
 def fuse(
     run: Annotated[Path, typer.Argument(help="A training run with LIBER features.")],
@@ -190,6 +195,9 @@ def quickstart(
     from liber_feast.quickstart import run_quickstart  # noqa: PLC0415
 
     run_quickstart(data, repo=repo, runs=runs, users=users, behaviors=behaviors, as_json=as_json)
+
+
+register(app)
 
 
 def show(facts: dict[str, Any], *, title: str, as_json: bool) -> None:

@@ -5,105 +5,46 @@ run does nothing, and a run after a crash does what was not yet committed.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
+import sqlalchemy as sa
+
+from liber_feast import stream_metrics
 from liber_feast.behavior import CheckedBehaviors, microseconds
 from liber_feast.encoding import Encoding
 from liber_feast.errors import BackendRefused, BackendUnreachable
 from liber_feast.fuser import Fuser
 from liber_feast.interest import InterestLearner, Progress, learn
 from liber_feast.llm_backend import OpenedLlm
-from liber_feast.memory import Appended, Memory
+from liber_feast.memory import Appended, Memory, claims
+from liber_feast.memory.claims import Claim
+from liber_feast.memory.clock import now_us
+from liber_feast.memory.missing import missing_shifts, missing_summaries
+from liber_feast.memory.publications import is_restoring
 from liber_feast.memory.spending import run_spent
 from liber_feast.memory.store import FUSION_FOLDER
+from liber_feast.pace import Pace
 from liber_feast.partition import Condition, DriftCondition
 from liber_feast.pending import PendingGauge
-from liber_feast.publish import DeltaSink, OnlineSink, Publisher
+from liber_feast.publish import VIEWS, DeltaSink, OnlineSink, Publisher
+from liber_feast.report import Report as Report  # noqa: PLC0414  (it is asked for here, too)
 from liber_feast.title_vectors import TitleVectors
 from liber_feast.waves import Catalog, MemoryWaves
+
+PCA_IN_USE = "pca_in_use"
+"""The setting that names the PCA by which everybody's earlier texts were encoded and published."""
+PUT_OFF_S = 60
+"""How long workers leave users alone whose texts could not be had: the budget is out, or the LLM away."""
+WAIT_S = (0.01, 0.2)
+"""The shortest and the longest pause between two looks at users whom other processes work on."""
 
 
 def utc_microseconds() -> int:
     """Return the time of the clock, microseconds since 1970 UTC."""
     return microseconds(datetime.now(UTC))
-
-
-@dataclass(kw_only=True, slots=True)
-class Report:
-    """What a run did: counts, and seconds by stage."""
-
-    behavior_count: int = 0
-    duplicate_count: int = 0
-    late_count: int = 0
-    sealed_count: int = 0
-    summary_count: int = 0
-    shift_count: int = 0
-    encoded_count: int = 0
-    missing_text_count: int = 0
-    """Texts that are still missing before the PCA can be fitted and vectors made; 0 once it is."""
-    failed_count: int = 0
-    """Texts that could not be had."""
-    shortened_count: int = 0
-    """Texts whose prompt left something out, because it was too long for the model."""
-    exhausted: str | None = None
-    """The limit of the budget at which the run stopped, for example `the 100 calls of this run`; None: it did not."""
-    call_count: int = 0
-    """Calls to an LLM, those without a useful answer included."""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    """Of the input tokens, those that the server had in its prefix cache."""
-    dollars: float = 0.0
-    published: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds of the block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-    @property
-    def has_work(self) -> bool:
-        """Whether the run kept, asked for or published anything."""
-        kept = (self.behavior_count, self.sealed_count, self.summary_count, self.shift_count, self.encoded_count)
-        return any((*kept, self.failed_count, self.call_count, *self.published.values()))
-
-    def facts(self) -> dict[str, Any]:
-        """Return the counts and seconds by name."""
-        return asdict(self)
-
-    def line(self) -> str:
-        """Return the run in one line."""
-        return (
-            f"{self.behavior_count} behaviors ({self.duplicate_count} duplicates, {self.late_count} late),"
-            f" {self.sealed_count} partitions sealed, {self.summary_count} summaries, {self.shift_count} shifts,"
-            f" {self.encoded_count} texts encoded, {sum(self.published.values())} rows published,"
-            f" {sum(self.seconds.values()):.1f} s{''.join(self._remarks())}"
-        )
-
-    def _remarks(self) -> Iterator[str]:
-        """Yield what is worth a word only where it happened."""
-        if self.call_count:
-            cached = f" ({self.cached_tokens:,} cached)" if self.cached_tokens else ""
-            yield f"; {self.call_count:,} calls, {self.input_tokens:,} tokens in{cached}, {self.output_tokens:,} out"
-        if self.dollars:
-            yield f", {self.dollars:.4f} dollars"
-        if self.shortened_count:
-            yield f"; {self.shortened_count} prompts shortened"
-        if self.failed_count:
-            yield f"; {self.failed_count} texts failed"
-        if self.exhausted:
-            yield f"; stopped at {self.exhausted}"
-        if self.missing_text_count:
-            yield f"; vectors wait: {self.missing_text_count} more texts are needed to fit the PCA"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,27 +63,33 @@ class Job:
     title_vectors: TitleVectors
     fuser: Callable[[str | None], Fuser]
     """The fusion in use with vectors of an encoder version."""
-    tables: dict[str, DeltaSink]
+    tables: Mapping[str, DeltaSink]
     online: OnlineSink
     memory_window: int
     sequence_length: int
     llm: OpenedLlm | None = None
     """What the learner's calls are accounted in; None: it makes none."""
+    pace: Pace = field(default_factory=Pace)
     pending: PendingGauge = field(default_factory=PendingGauge)
     clock: Callable[[], int] = utc_microseconds
 
-    def append(self, checked: CheckedBehaviors, report: Report) -> Appended:
-        """Append behaviors and seal what they fill, in one transaction."""
+    def append(self, checked: CheckedBehaviors, report: Report, *, pushed_time: int | None = None) -> Appended:
+        """Append behaviors and seal what they fill, in one transaction.
+
+        `pushed_time` is when the push came that brought them, microseconds; None: they are materialized.
+        """
         with report.timed("append"):
             appended = self.memory.append(
                 checked.table,
                 condition=self.condition,
                 item_vectors=self.title_vectors if isinstance(self.condition, DriftCondition) else None,
+                pushed_time=pushed_time,
             )
         report.behavior_count += appended.behavior_count
         report.duplicate_count += appended.duplicate_count + checked.duplicate_count
         report.late_count += appended.late_count
         report.sealed_count += appended.sealed_count
+        stream_metrics.record_append(appended)
         return appended
 
     def seal_idle(self, now: datetime, report: Report) -> None:
@@ -161,28 +108,52 @@ class Job:
     ) -> None:
         """Make and publish every text and vector that is missing, of all users or of some.
 
-        Texts that failed before are tried once more `with_failed`. Where texts fail, or the budget is out, everything
-        else is published and the report says so. An LLM that does not answer is waited for as long as the learner is
-        patient, or `patience_s` seconds.
+        Users whom other processes work on are waited for, and taken over where those die. Texts that failed before are
+        tried once more `with_failed`. Where texts fail, or the budget is out, everything else is published and the
+        report says so. An LLM that does not answer is waited for as long as the learner is patient, or `patience_s`
+        seconds; so are other processes, without `patience_s` until they are done.
 
         Raises:
             BackendRefused, BackendUnreachable: the LLM cannot be used, or no longer; everything else is published,
                 what was learned before included.
         """
-        with report.timed("interest"), self._patient(patience_s):
-            stopped = self._learn(report, user_keys=user_keys, with_failed=with_failed, progress=progress)
-        is_changed = report.sealed_count or report.summary_count or report.shift_count or report.failed_count
-        self.pending.count_after(self.memory, is_changed=bool(is_changed))
-        with report.timed("encode"):
-            was_fitted = self.encoding.pca() is not None
-            due = user_keys if was_fitted else None
-            report.encoded_count += self.encoding.run(self.memory, progress=progress, user_keys=due)
-            report.missing_text_count = self.encoding.missing_count
-        with report.timed("publish"):
-            # Once the PCA is fitted, the vectors of everybody's earlier texts are due.
-            published = self.publisher().publish(user_keys=due)
-        for stage, count in published.items():
-            report.published[stage] = report.published.get(stage, 0) + count
+        keys, is_restored = self._due(user_keys, with_failed=with_failed)
+        report.published = {**dict.fromkeys(VIEWS, 0), **report.published}
+        is_only_theirs = user_keys is not None and not is_restored
+        if is_only_theirs and not keys:
+            return
+        stopped: BackendRefused | BackendUnreachable | None = None
+        with self._accounted(report), self._patient(patience_s):
+            for claimed in self._claims(keys, patience_s=patience_s):
+                stopped = self._work(report, claimed, with_failed=with_failed, progress=progress)
+                if stopped or report.exhausted:
+                    break
+        self._count_pending_after(report)
+        if not is_only_theirs or stopped or report.exhausted:
+            self._write_out(report, user_keys=user_keys, progress=progress)
+        if stopped:
+            raise stopped
+
+    def work(
+        self,
+        report: Report,
+        claimed: Claim,
+        *,
+        with_failed: bool = False,
+        patience_s: float | None = None,
+        progress: Progress = lambda _stage, _count, _total: None,
+    ) -> None:
+        """Make and publish what the users of a claim lack, and end the claim; a thread renews it meanwhile.
+
+        An LLM that does not answer is waited for as `drain` does.
+
+        Raises:
+            BackendRefused, BackendUnreachable: as `drain`; the users who still lack a text are left for PUT_OFF_S.
+            LiberError: a store cannot be written; the users are free again soon.
+        """
+        with self._accounted(report), self._patient(patience_s):
+            stopped = self._work(report, claimed, with_failed=with_failed, progress=progress)
+        self._count_pending_after(report)
         if stopped:
             raise stopped
 
@@ -220,17 +191,89 @@ class Job:
         finally:
             learner.patience_s = usual
 
-    def _learn(
-        self, report: Report, *, user_keys: Sequence[int] | None, with_failed: bool, progress: Progress
+    def _due(self, user_keys: Sequence[int] | None, *, with_failed: bool) -> tuple[list[int], bool]:
+        """Return the users, of all or of some, who wait, and whether the online store is to be written anew.
+
+        Users whom only a look at the texts finds wait from now on.
+        """
+        missing: set[int] = set()
+        with self.memory.reading() as connection:
+            keys, is_restored = set(claims.waiting_keys(connection, user_keys)), is_restoring(connection)
+            if with_failed or user_keys is None:
+                missing = _missing_users(connection, user_keys, with_failed=with_failed) - keys
+        if missing:
+            self.memory.retrying(lambda connection: claims.enqueue(connection, missing), what="wait")
+        return sorted(keys | missing), is_restored
+
+    def _claims(self, keys: Sequence[int], *, patience_s: float | None) -> Iterator[Claim]:
+        """Yield claims until every user was claimed once, or another process was done with them."""
+        left, started, pause = set(keys), time.monotonic(), WAIT_S[0]
+        while left:
+            some = sorted(left)
+            for start in range(0, len(some), claims.USERS_PER_CLAIM):
+                group = some[start : start + claims.USERS_PER_CLAIM]
+                while (claimed := self._claim(left.intersection(group))).numbers:
+                    left -= claimed.numbers.keys()
+                    yield claimed
+                    started, pause = time.monotonic(), WAIT_S[0]
+            with self.memory.reading() as connection:
+                left.intersection_update(claims.waiting_keys(connection, sorted(left)))
+            if not left or (patience_s is not None and time.monotonic() - started > patience_s):
+                return
+            time.sleep(pause)
+            pause = min(2 * pause, WAIT_S[1])
+
+    def _claim(self, user_keys: set[int]) -> Claim:
+        seconds, most = self.pace.lease_s, self.pace.max_claims
+        return claims.claim(self.memory, seconds=seconds, user_keys=sorted(user_keys), max_claims=most)
+
+    def _work(
+        self, report: Report, claimed: Claim, *, with_failed: bool, progress: Progress
     ) -> BackendRefused | BackendUnreachable | None:
-        """Run both waves; return why they stopped, if no further call could succeed."""
+        """Do as `work`, without the accounts; return why no further call could succeed."""
+        with claims.kept(self.memory, claimed, seconds=self.pace.lease_s) as beat:
+            with report.timed("interest"):
+                waves = self.waves(user_keys=sorted(claimed.numbers), with_failed=with_failed)
+                counts = learn(self.learner, waves, progress=progress)
+            report.count(counts)
+            if beat.claim.numbers:  # who was lost is published by whoever has them now
+                self._write_out(report, user_keys=sorted(beat.claim.numbers), progress=progress)
+            self._settle(beat.claim, is_over=counts.stopped is None and counts.exhausted is None)
+        return counts.stopped
+
+    def _settle(self, claimed: Claim, *, is_over: bool) -> None:
+        due: set[int] = set()
+        if not is_over:
+            with self.memory.reading() as connection:
+                due = _missing_users(connection, sorted(claimed.numbers), with_failed=False)
+
+        def settle(connection: sa.Connection) -> dict[str, int]:
+            not_before = now_us(connection) + int(PUT_OFF_S * 1e6) if due else 0
+            return claims.settle(connection, claimed, is_due=due, not_before=not_before)
+
+        claims.record_claims(self.memory.retrying(settle, what="settle"))
+
+    def _write_out(self, report: Report, *, user_keys: Sequence[int] | None, progress: Progress) -> None:
+        """Encode and publish what users lack; of everybody, as long as earlier texts may have no vector of the PCA."""
+        with report.timed("encode"):
+            pca = self.encoding.pca()
+            is_used = pca is not None and self.memory.setting(PCA_IN_USE) == pca.version
+            due = user_keys if is_used else None
+            report.encoded_count += self.encoding.run(self.memory, progress=progress, user_keys=due)
+            report.missing_text_count = self.encoding.missing_count
+        with report.timed("publish"):
+            published = self.publisher().publish(user_keys=due)
+        for stage, count in published.items():
+            report.published[stage] = report.published.get(stage, 0) + count
+        pca = self.encoding.pca()
+        if pca is not None and not is_used:
+            self.memory.keep_setting(PCA_IN_USE, pca.version)
+
+    @contextmanager
+    def _accounted(self, report: Report) -> Iterator[None]:
+        """Let the calls of the block be one run of the budget, and add them to the report."""
         run_id = self.llm.ledger.begin_run() if self.llm else None
-        counts = learn(self.learner, self.waves(user_keys=user_keys, with_failed=with_failed), progress=progress)
-        report.summary_count += counts.summary_count
-        report.shift_count += counts.shift_count
-        report.failed_count += counts.failed_count
-        report.shortened_count += counts.shortened_count
-        report.exhausted = counts.exhausted.limit if counts.exhausted else None
+        yield
         if run_id is not None:
             with self.memory.reading() as connection:
                 spent = run_spent(connection, run_id)
@@ -239,7 +282,10 @@ class Job:
             report.output_tokens += spent.output_tokens
             report.cached_tokens += spent.cached_tokens
             report.dollars += spent.dollars
-        return counts.stopped
+
+    def _count_pending_after(self, report: Report) -> None:
+        is_changed = report.sealed_count or report.summary_count or report.shift_count or report.failed_count
+        self.pending.count_after(self.memory, is_changed=bool(is_changed))
 
     def use_fusion(self, folder: str) -> None:
         """Bring weights into use, by their folder relative to the feature repo; the next publishing writes all anew."""
@@ -260,3 +306,10 @@ class Job:
             sequence_length=self.sequence_length,
             clock=self.clock,
         )
+
+
+def _missing_users(connection: sa.Connection, user_keys: Sequence[int] | None, *, with_failed: bool) -> set[int]:
+    """Return who lacks a text, of all users or of some."""
+    summaries = missing_summaries(connection, user_keys=user_keys, with_failed=with_failed)
+    shifts = missing_shifts(connection, user_keys=user_keys, with_failed=with_failed)
+    return {*(user_key for user_key, _index in summaries), *(one.user_key for one in shifts)}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from liber_feast import metrics
+from liber_feast import metrics, stream_metrics
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory import Memory
 from liber_feast.memory.schema import partitions, recomputations
-from liber_feast.memory.status import pending_partition_count
+from liber_feast.memory.status import pending_partition_count, waiting_user_count
 from liber_feast.memory.texts import has_summary_before, has_text
 
 NOTICED_S = 0.05
@@ -34,7 +34,7 @@ def waiting_partition_count(connection: sa.Connection) -> int:
 
 @dataclass(kw_only=True, slots=True)
 class PendingGauge:
-    """The gauge `liber_pending_partitions` of one memory, and what a count of them costs."""
+    """The gauges `liber_pending_partitions` and `liber_waiting_users` of one memory, and what a count of them costs."""
 
     clock: Callable[[], float] = time.monotonic
     seconds: float = 0.0
@@ -46,6 +46,7 @@ class PendingGauge:
         start = self.clock()
         with memory.reading() as connection:
             metrics.set_pending_partitions(waiting_partition_count(connection))
+            stream_metrics.set_waiting(waiting_user_count(connection))
         self._counted_at = self.clock()
         self.seconds = self._counted_at - start
 

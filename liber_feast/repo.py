@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from liber_feast.job import (
     open_memory,
     repo_folder,
 )
-from liber_feast.materialize import Report
+from liber_feast.materialize import Job, Report
 from liber_feast.memory import Memory
 from liber_feast.memory.schema import behaviors
-from liber_feast.memory.status import failure_reasons, memory_status
+from liber_feast.memory.status import failure_reasons, memory_status, stream_status
 from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.provider import LiberProvider
 from liber_feast.shortfall import alike
+from liber_feast.worker import supervise
 
 
 def open_store(repo: Path) -> FeatureStore:
@@ -155,7 +157,8 @@ def repo_status(repo: Path) -> dict[str, Any]:
     liber_views(store.registry, project=store.project)
     memory = open_memory(store.config, create=False)
     with memory.reading() as connection:
-        facts = {**memory_status(connection), "failures": alike(failure_reasons(connection))}
+        facts = {**memory_status(connection), **stream_status(connection)}
+        facts["failures"] = alike(failure_reasons(connection))
     facts["in_use"] = _versions_in_use(store.config, memory)
     facts["fusion_weights"] = store.config.batch_engine.fusion.weights or memory.setting(FUSION_FOLDER) or "mean"
     facts["bytes_on_disk"] = _bytes_on_disk(repo_folder(store.config) / "data")
@@ -175,6 +178,30 @@ def open_engine(repo: Path) -> tuple[FeatureStore, LiberComputeEngine]:
     if not isinstance(provider, LiberProvider):
         raise ConfigError(f"{repo}: `provider` is not liber_feast.provider.LiberProvider in feature_store.yaml.")
     return store, provider.engine
+
+
+def open_repo_job(repo: Path) -> Job:
+    """Open the job of a feature repo, for a process that works on what waits.
+
+    Raises:
+        StoreNotReady: the repo was never applied, or its registry lacks a view.
+        ConfigError: its feature_store.yaml cannot be used.
+    """
+    store, engine = open_engine(repo)
+    with feast_errors(repo):
+        return engine.job(store.registry)
+
+
+def run_workers(repo: Path, *, concurrency: int, once: bool) -> int:
+    """Run worker processes on a feature repo; return the exit code.
+
+    Raises:
+        StoreNotReady: the repo was never applied, or its registry lacks a view.
+        ConfigError: its feature_store.yaml cannot be used.
+    """
+    open_repo_job(repo).memory.close()  # what is wrong is said once, and before any process starts
+    port = open_store(repo).config.batch_engine.metrics.port
+    return supervise(partial(open_repo_job, repo), concurrency=concurrency, once=once, port=port)
 
 
 def use_run(run: Path, *, repo: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
+import sqlalchemy as sa
+
 from liber_feast.behavior import microseconds
 from liber_feast.interest import (
     SHIFT,
@@ -151,9 +153,12 @@ class MemoryWaves:
                     previous_partition_index=previous,
                 )
             )
-        with self.memory.writing() as connection:
+
+        def keep(connection: sa.Connection) -> None:
             add_texts(connection, new)
             keep_failures(connection, failed)
+
+        self.memory.retrying(keep, what="texts")
 
     def _missing_summaries(self) -> list[PartitionKey]:
         with self.memory.reading() as connection:

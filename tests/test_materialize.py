@@ -1,10 +1,12 @@
 """The job: what a run does, what a second one leaves alone, and when everybody's vectors are due."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
+from threading import Thread
+from time import sleep
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +23,12 @@ from liber_feast.interest import Answers, Failure, LearnedText, ShiftRequest, Su
 from liber_feast.interest_config import OpenAIConfig
 from liber_feast.llm_backend import OpenedLlm, open_ledger
 from liber_feast.materialize import Job, Report
+from liber_feast.memory import claims
+from liber_feast.memory.schema import text_vectors
+from liber_feast.memory.spending import run_spent
 from liber_feast.memory.status import memory_status
-from liber_feast.publish import VIEWS, DeltaSink
+from liber_feast.pending import PendingGauge
+from liber_feast.publish import VIEWS, DeltaSink, Publisher
 from liber_feast.shortfall import shortfall
 from liber_feast.title_vectors import TitleVectors
 from tests.chat_parts import LOST, PROMPT, ScriptedBackend, SimulatedClock, always, answers, learner_of
@@ -40,8 +46,10 @@ from tests.memory_parts import (
     contents,
     learn_all,
     new_memory,
+    no_progress,
     table_of,
 )
+from tests.worker_parts import let_claims_end
 
 FOUR = [behavior(second, item=f"i{second}") for second in range(4)]
 
@@ -73,6 +81,7 @@ def job_in(folder: Path, *, width: int = 2, condition: Condition = TWO, learner:
         online=OnlineRows(),
         memory_window=50,
         sequence_length=50,
+        pending=PendingGauge(clock=lambda: 0.0),  # however slow the machine is, it counts
         clock=TickingClock(),
     )
 
@@ -362,3 +371,79 @@ def test_a_push_that_seals_nothing_reads_the_texts_of_its_users_alone(tmp_path: 
     report = Report()
     job.drain(report)
     assert (report.encoded_count, report.published["fused"]) == (1, 1)
+
+
+class NoPublisherJob(Job):
+    """A job that is never to publish."""
+
+    def publisher(self) -> Publisher:
+        raise AssertionError("nothing was to be published")
+
+
+def test_a_push_of_users_of_whom_nothing_waits_publishes_nothing(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    push(job, FOUR)
+    idle = NoPublisherJob(**{one.name: getattr(job, one.name) for one in fields(job)})
+    report = Report()
+    idle.drain(report, user_keys=[1])
+    assert report.published == {"summary": 0, "shift": 0, "vector": 0, "fused": 0}
+    assert not report.has_work
+
+
+def waiting_users(job: Job) -> list[int]:
+    with job.memory.reading() as connection:
+        return claims.waiting_keys(connection)
+
+
+def test_a_user_whom_another_process_works_on_is_waited_for_and_taken_over_where_that_one_dies(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    append_all(job.memory, [behavior(second, user=user) for user in ("ann", "bob") for second in range(2)])
+    assert claims.claim(job.memory, limit=1).numbers.keys() == {1}
+    report = Report()
+    job.drain(report, user_keys=[1, 2], patience_s=0.01)
+    assert (report.summary_count, waiting_users(job)) == (1, [1])
+    let_claims_end(job.memory)
+    job.drain(report, user_keys=[1, 2], patience_s=0.01)
+    assert (report.summary_count, waiting_users(job)) == (2, [])
+
+
+def test_a_user_whom_another_process_was_done_with_meanwhile_is_not_taken_up_again(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    append_all(job.memory, [behavior(second) for second in range(2)])
+    claimed = claims.claim(job.memory)
+    other = Thread(target=lambda: (sleep(0.2), job.work(Report(), claimed)))
+    other.start()
+    report = Report()
+    job.drain(report)
+    other.join()
+    assert (report.summary_count, waiting_users(job)) == (0, [])
+    assert isinstance(job.learner, EchoLearner)
+    assert len(job.learner.summaries) == 1
+
+
+def test_a_run_over_groups_of_users_is_one_run_of_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "USERS_PER_CLAIM", 2)
+    job, _backend = with_a_scripted_llm(job_in(tmp_path))
+    append_all(job.memory, [behavior(second, user=f"u{user}") for user in range(5) for second in range(2)])
+    assert job.llm is not None
+    before, report = job.llm.ledger.run_id, Report()
+    job.drain(report)
+    assert (report.summary_count, report.call_count) == (5, 5)
+    with job.memory.reading() as connection:
+        assert run_spent(connection, job.llm.ledger.run_id).calls == 5
+    assert job.llm.ledger.run_id != before
+
+
+def test_everybody_gets_vectors_though_the_process_died_that_fitted_the_pca(tmp_path: Path) -> None:
+    job = job_in(tmp_path, width=5)
+    push(job, FOUR)
+    assert waiting_users(job) == []
+    append_all(job.memory, [behavior(second, user="bob", item=f"b{second}") for second in range(4)])
+    learn_all(job.memory)
+    job.encoding.run(job.memory, progress=no_progress, user_keys=[2])
+    with job.memory.writing() as connection:
+        connection.execute(text_vectors.delete())  # it died before it kept them
+    report = Report()
+    job.drain(report, user_keys=[2])
+    assert report.published == {"summary": 2, "shift": 1, "vector": 4, "fused": 4}
+    assert push(job, [behavior(9), behavior(10)]).published["vector"] == 1
