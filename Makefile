@@ -1,6 +1,7 @@
 # make quickstart [DATA=folder]   set up, then go the whole way from behaviors to a served score
 # make test                       set up, then every test but those of the vLLM engine
 # make test-vllm                  set up .venv-vllm, then the tests of the vLLM engine
+# make test-nightly               the crash tests with 200 killed processes
 # make check                      lint, types and the quick tests
 # make fmt                        sort imports and format
 # make bench                      every benchmark; each ends with one JSON object
@@ -9,7 +10,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-vllm check lint types quick fmt bench clean
+.PHONY: help install quickstart test test-vllm test-nightly check lint types quick fmt bench clean
 
 DATA := synthetic
 PYTHON := python3.11 python3 python
@@ -62,6 +63,9 @@ test: $(STAMP)
 
 test-vllm: $(VLLM_STAMP)
 	@.venv-vllm/bin/python -m pytest tests/vllm
+
+test-nightly: $(STAMP)
+	@LIBER_KILLS=200 $(BIN)/python -m pytest tests/test_crash_races.py
 
 check: $(STAMP)
 	@$(MAKE) --no-print-directory --jobs 2 lint types quick

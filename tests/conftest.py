@@ -50,6 +50,16 @@ MARKERS_OF_WORD = {
     "vllm": {"vllm"},
     "openai": {"slow"},
     "races": {"slow"},
+    "processes": {"feast", "slow"},
+    "worker": {"feast"},
+    "crash": {"feast", "slow"},
+    "outage": {"slow"},
+    "forget": {"feast"},
+    "republish": {"feast"},
+    "compact": {"feast"},
+    "backup": {"feast"},
+    "postgres": {"slow"},
+    "inputs": {"feast"},
     "live": {"live"},
 }
 """A test file is marked by the words of its name and of its folders; a file with none of these words is `core`."""

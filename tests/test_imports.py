@@ -27,8 +27,8 @@ LIGHT = {*sys.stdlib_module_names, "click", "numpy", "pyarrow", "liber_feast"}
 HEAVY = {"feast", "torch", "transformers", "sentence_transformers", "openai", "vllm"}
 OWNERS = {
     "feast": {
-        *("catalog", "cli", "config", "engine", "feast_cli", "job", "offline_*", "online", "plan", "provider"),
-        *("publish", "repo"),
+        *("backup", "catalog", "cli", "config", "engine", "feast_cli", "forget", "job", "offline_*", "online"),
+        *("online_*", "plan", "provider", "publish", "repo"),
     },
     "torch": {"artifact", "encoder", "fusion", "pca"},
     "transformers": {"encoder", "llm.tokenizer"},
