@@ -85,3 +85,12 @@ def test_a_count_that_takes_long_is_not_made_after_every_push(tmp_path: Path) ->
     clock.now += SHARE * gauge.seconds
     gauge.count_after(memory, is_changed=True)
     assert shown() == 2
+
+
+def test_users_who_wait_are_counted_beside_their_partitions(tmp_path: Path) -> None:
+    memory = new_memory(tmp_path)
+    for user in ("ann", "bob"):
+        append_all(memory, [behavior(second, user=user) for second in range(4)])
+    PendingGauge().count(memory)
+    assert REGISTRY.get_sample_value("liber_waiting_users") == 2
+    assert shown() == 4
