@@ -46,7 +46,7 @@ from liber_feast.offline_pull import Pull
 from liber_feast.offline_read import STAGE, locate, open_snapshot
 from liber_feast.partition import DriftCondition
 from liber_feast.run_display import bars, exposed_metrics
-from liber_feast.sequences import BEHAVIORS, RecentBehaviors, publish_sequences
+from liber_feast.sequences import BEHAVIORS, SequenceRows, publish_sequences
 from liber_feast.shortfall import shortfall
 
 __all__ = ["LiberComputeEngine", "LiberComputeEngineConfig"]
@@ -247,7 +247,7 @@ class LiberComputeEngine(ComputeEngine):
         """Publish what follows from behaviors that are kept; return why it is not all done."""
         try:
             with report.timed("publish"):
-                recent = partial(RecentBehaviors, length=job.sequence_length)
+                recent = partial(SequenceRows, length=job.sequence_length)
                 publish_sequences(job.memory, projection=recent, online=job.online, user_keys=user_keys)
             if self.config.on_the_fly == "inline":
                 with self._working:

@@ -22,7 +22,7 @@ from liber_feast.memory.schema import partitions, texts
 from liber_feast.memory.settings import setting
 from liber_feast.memory.texts import PartitionKey, known_user_ids, user_chunks
 from liber_feast.memory.vectors import PartitionVector, partition_vectors
-from liber_feast.sequences import RecentBehaviors
+from liber_feast.sequences import SequenceRows
 
 FUSED = "fused"
 
@@ -166,7 +166,7 @@ class Projection:
 
     def behavior_rows(self, user_keys: Sequence[int]) -> dict[str, pa.Table]:
         """Return the newest rows of `behaviors` and `behavior_sequence` of each user who has behaviors."""
-        return RecentBehaviors(self.connection, length=self.sequence_length).behavior_rows(user_keys)
+        return SequenceRows(self.connection, length=self.sequence_length).behavior_rows(user_keys)
 
     def _newest_windows(self, user_keys: Sequence[int]) -> list[list[PartitionVector]]:
         return list({window[-1].user_key: window for window in self._windows(user_keys)}.values())

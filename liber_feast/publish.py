@@ -79,6 +79,10 @@ class OnlineSink(Protocol):
         """
         ...
 
+    def delete(self, user_ids: Sequence[str | int]) -> int:
+        """Delete the rows of users in every view; return how many there were."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Publisher:

@@ -65,6 +65,10 @@ def publish_sequences(
                 if len(some):
                     online.write(view, some, number=some[CREATED_TIME].cast(pa.int64()).to_pylist())
             memory.retrying(partial(_mark, numbers=numbers), what="sequence")
+            with memory.reading() as connection:
+                gone = _forgotten(connection, list(numbers), ids=rows[BEHAVIORS][USER].to_pylist())
+            if gone:
+                online.delete(gone)
             written, after = written + len(numbers), max(numbers)
             if len(numbers) < USERS_PER_WRITE:
                 break
@@ -89,6 +93,14 @@ def _mark(connection: sa.Connection, *, numbers: Mapping[int, int]) -> None:
         connection.execute(_MARK, {"user_keys": some, "number": number})
 
 
+def _forgotten(connection: sa.Connection, user_keys: Sequence[int], *, ids: Sequence[str | int]) -> list[str | int]:
+    """Return which of `ids`, whose rows were just written, the memory has forgotten since they were read."""
+    if not connection.scalar(_IS_ONE_FORGOTTEN, {"user_keys": user_keys}):
+        return []
+    known = set(connection.scalars(sa.select(users.c.user_id).where(users.c.user_id.in_([str(one) for one in ids]))))
+    return [one for one in ids if str(one) not in known]
+
+
 # Built once: what SQLAlchemy does to build a statement takes longer than to run it for a push.
 _AMONG = users.c.user_key.in_(sa.bindparam("user_keys", expanding=True))
 _CHANGED = (
@@ -103,13 +115,14 @@ _MARK = (
     .where(_AMONG, users.c.sequence_published < sa.bindparam("number"))
     .values(sequence_published=sa.bindparam("number"))
 )
+_IS_ONE_FORGOTTEN = sa.select(sa.exists().where(_AMONG, users.c.forgotten_time.isnot(None)))
 _USERS = sa.select(users.c.user_key, users.c.user_id, users.c.behavior_count, users.c.sequence_number).where(
     users.c.forgotten_time.is_(None), _AMONG
 )
 
 
 @dataclass(frozen=True, slots=True)
-class RecentBehaviors:
+class SequenceRows:
     """The last `length` behaviors of users in one snapshot of the memory."""
 
     connection: sa.Connection

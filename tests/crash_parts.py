@@ -88,6 +88,9 @@ class DoomedOnline:
         self.inner.write(view, rows, **order)
         self.doom.reach("after online")
 
+    def delete(self, user_ids: Sequence[str | int]) -> int:
+        return self.inner.delete(user_ids)
+
 
 @dataclass(kw_only=True)
 class CountingLearner(EchoLearner):

@@ -285,3 +285,6 @@ class OnlineRows:
                 self.rows.setdefault(view, {})[row[USER]] = row
                 self.numbers[key] = one
         self.faults.reach()
+
+    def delete(self, user_ids: Sequence[str | int]) -> int:
+        return sum(rows.pop(str(one), None) is not None for rows in self.rows.values() for one in user_ids)

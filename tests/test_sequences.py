@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from liber_feast.errors import OnlineStoreAway
 from liber_feast.memory import Memory
+from liber_feast.memory.forgetting import forget_user
 from liber_feast.memory.schema import users
-from liber_feast.sequences import RecentBehaviors, publish_sequences
+from liber_feast.sequences import SequenceRows, publish_sequences
 from tests.memory_parts import START_US, append_all, behavior, new_memory
 
 LENGTH = 3
@@ -42,9 +43,12 @@ class NewestRows:
             if there is None or (there["event_timestamp"], there["created_timestamp"]) <= order:
                 held[row["user_id"]] = row
 
+    def delete(self, user_ids: Sequence[str | int]) -> int:
+        return sum(held.pop(str(one), None) is not None for held in self.rows.values() for one in user_ids)
+
 
 def publish(memory: Memory, online: NewestRows, user_keys: Sequence[int] | None = None) -> int:
-    recent = partial(RecentBehaviors, length=LENGTH)
+    recent = partial(SequenceRows, length=LENGTH)
     return publish_sequences(memory, projection=recent, online=online, user_keys=user_keys)
 
 
@@ -71,6 +75,23 @@ def test_users_who_changed_are_written_once_and_others_not_at_all() -> None:
     assert stale(memory) == ["bob"]
     assert publish(memory, online) == 1
     assert shown(online, "bob") == (["i3", "i4", "i7"], 6)
+
+
+def test_a_user_who_is_forgotten_while_their_rows_are_written_is_not_left_online() -> None:
+    memory, online = new_memory(), NewestRows()
+    append_all(memory, [behavior(0, user=user) for user in ("ann", "bob")])
+
+    def forget() -> None:
+        online.before = lambda: None
+        with memory.writing() as connection:
+            forget_user(connection, "ann")
+
+    online.before = forget
+    publish(memory, online)
+    assert {view: list(rows) for view, rows in online.rows.items()} == {
+        "behaviors": ["bob"],
+        "behavior_sequence": ["bob"],
+    }
 
 
 def test_only_the_users_asked_for_are_written() -> None:
@@ -141,7 +162,7 @@ def test_the_sequence_is_the_end_of_the_sorted_history_whatever_shares_a_time(
     append_all(memory, stream)
     with memory.reading() as connection:
         keys = list(connection.scalars(sa.select(users.c.user_key)))
-        rows = RecentBehaviors(connection, length=length).behavior_rows(keys)
+        rows = SequenceRows(connection, length=length).behavior_rows(keys)
     for row in rows["behavior_sequence"].to_pylist():
         own = sorted(
             (one for one in stream if one.user_id == row["user_id"]), key=lambda one: (one.event_time, one.behavior_id)
@@ -160,5 +181,5 @@ def test_a_user_who_was_forgotten_has_no_row() -> None:
     with memory.writing() as connection:
         connection.execute(users.update().where(users.c.user_id == "ann").values(forgotten_time=START_US))
     with memory.reading() as connection:
-        rows = RecentBehaviors(connection, length=LENGTH).behavior_rows([1, 2, 99])
+        rows = SequenceRows(connection, length=LENGTH).behavior_rows([1, 2, 99])
     assert [table["user_id"].to_pylist() for table in rows.values()] == [["bob"], ["bob"]]
