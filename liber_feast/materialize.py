@@ -4,6 +4,7 @@ Every step commits what it did before the next begins, and looks in the memory f
 run does nothing, and a run after a crash does what was not yet committed.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,12 +35,16 @@ from liber_feast.report import Report as Report  # noqa: PLC0414  (it is asked f
 from liber_feast.title_vectors import TitleVectors
 from liber_feast.waves import Catalog, MemoryWaves
 
+logger = logging.getLogger(__name__)
+
 PCA_IN_USE = "pca_in_use"
 """The setting that names the PCA by which everybody's earlier texts were encoded and published."""
 PUT_OFF_S = 60
 """How long workers leave users alone whose texts could not be had: the budget is out, or the LLM away."""
 WAIT_S = (0.01, 0.2)
 """The shortest and the longest pause between two looks at users whom other processes work on."""
+SAID_AFTER_S = 2.0
+"""After how long whoever waits is told what for."""
 
 
 def utc_microseconds() -> int:
@@ -208,6 +213,7 @@ class Job:
     def _claims(self, keys: Sequence[int], *, patience_s: float | None) -> Iterator[Claim]:
         """Yield claims until every user was claimed once, or another process was done with them."""
         left, started, pause = set(keys), time.monotonic(), WAIT_S[0]
+        is_said = False
         while left:
             some = sorted(left)
             for start in range(0, len(some), claims.USERS_PER_CLAIM):
@@ -218,8 +224,17 @@ class Job:
                     started, pause = time.monotonic(), WAIT_S[0]
             with self.memory.reading() as connection:
                 left.intersection_update(claims.waiting_keys(connection, sorted(left)))
-            if not left or (patience_s is not None and time.monotonic() - started > patience_s):
+            waited_s = time.monotonic() - started
+            if not left or (patience_s is not None and waited_s > patience_s):
                 return
+            if waited_s > SAID_AFTER_S and not is_said:
+                is_said = True
+                logger.warning(
+                    "waiting for %d users that another process works on; where it died, they are taken over %g s after"
+                    " its last sign of life",
+                    len(left),
+                    self.pace.lease_s,
+                )
             time.sleep(pause)
             pause = min(2 * pause, WAIT_S[1])
 
@@ -305,6 +320,7 @@ class Job:
             memory_window=self.memory_window,
             sequence_length=self.sequence_length,
             clock=self.clock,
+            lease_s=self.pace.lease_s,
         )
 
 

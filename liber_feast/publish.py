@@ -22,7 +22,7 @@ from liber_feast.fuser import Fuser
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory import Memory
 from liber_feast.memory.clock import now_us
-from liber_feast.memory.leases import PUBLISH, Lease, held, renew
+from liber_feast.memory.leases import LEASE_S, PUBLISH, Lease, held, renew
 from liber_feast.memory.publications import (
     Found,
     Publication,
@@ -101,6 +101,8 @@ class Publisher:
     memory_window: int
     sequence_length: int
     clock: Callable[[], int]
+    lease_s: float = LEASE_S
+    """How long the others wait for a publisher that died."""
 
     def publish(self, *, user_keys: Sequence[int] | None = None) -> dict[str, int]:
         """Publish what is not, of all users or of some; return the number of rows by stage that were written here.
@@ -118,7 +120,7 @@ class Publisher:
         """
         counts, is_restoring_all = dict.fromkeys(VIEWS, 0), False
         if self._is_due(user_keys):
-            with held(self.memory, PUBLISH) as lease:
+            with held(self.memory, PUBLISH, seconds=self.lease_s) as lease:
                 turn = _Turn(publisher=self, lease=lease)
                 turn.publish(user_keys, counts)
                 is_restoring_all = turn.restore_online()

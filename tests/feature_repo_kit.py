@@ -46,6 +46,9 @@ START, END = datetime(2022, 1, 1, tzinfo=UTC), datetime(2024, 1, 1, tzinfo=UTC)
 SIZE, WIDTH, WINDOW, LENGTH = 4, 3, 3, 6
 """Partition size, encoder width, memory window and sequence length of the small repos: all are exceeded."""
 
+LEASE_S = 3.0
+"""What a process that was killed had claimed is free after it."""
+
 SEALED_COUNT, SHIFT_COUNT = 16, 12
 """What the small data set comes to."""
 
@@ -115,6 +118,7 @@ def copy_feature_repo(target: Path, **engine: Any) -> Path:
         "encoder": {"model": "bundled", "width": WIDTH},
         "sequence": {"length": LENGTH},
         "memory_window": WINDOW,
+        "worker": {"lease_s": LEASE_S},
     }
     _set_engine(target, {**small, **engine})
     return target
