@@ -30,8 +30,9 @@ from tests import feature_repo_kit as kit
 from tests.memory_parts import EchoLearner, TinyEncoding
 
 STOP, ACKNOWLEDGED, CALLS, TINY_ENCODER = "stop", "acknowledged", "calls", "tiny_encoder"
+TRANSACTIONS = ("append", "claim", "texts", "vectors", "plan", "done", "sequence", "settle")
 POINTS = (
-    *(f"{moment} {what}" for what in ("append", "texts", "vectors", "plan", "done") for moment in ("before", "after")),
+    *(f"{moment} {what}" for what in TRANSACTIONS for moment in ("before", "after")),
     *("after delta", "before online", "after online"),
 )
 """Where a process can be killed; `before WHAT` is before the commit of the transaction that the memory calls so."""
