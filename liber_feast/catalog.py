@@ -13,8 +13,8 @@ from feast import FeatureView, RepoConfig
 
 from liber_feast.behavior import USER
 from liber_feast.interest import Item
-from liber_feast.offline_read import Location, locate, open_snapshot, time_values
-from liber_feast.pit import HIGHEST, LOWEST, rescale
+from liber_feast.offline_read import Location, locate, microsecond_values, open_snapshot
+from liber_feast.pit import HIGHEST
 
 NOW = HIGHEST
 TITLE, CATEGORIES, PERIOD, PROFILE = "title", "categories", "period", "profile"
@@ -85,8 +85,7 @@ class _Table:
         snapshot.column(self._key)
         name = snapshot.column(self._location.source.timestamp_field)
         table = snapshot.read(snapshot.dataset.schema.names)
-        values, unit, known = time_values(table.column(name), owner=self._location.owner, name=name)
-        times = np.where(known, rescale(values, source=unit, target="us"), LOWEST)
+        times = microsecond_values(table.column(name), owner=self._location.owner, name=name)
         order = np.argsort(times, kind="stable")
         found: dict[str, _Versions] = defaultdict(_Versions)
         rows = snapshot.renamed(table).take(pa.array(order)).to_pylist()

@@ -7,10 +7,12 @@ number in between, the commit conflicts with it, and the table is looked at anew
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -20,12 +22,14 @@ from liber_feast.errors import MemoryFailure, RetryableError, StoreFailure, one_
 
 TRIES = 10
 PAUSE_S = 0.005
-"""The longest pause after the first conflict; it doubles with every further one."""
+KEPT = "What was to be written is kept in the memory; make room, or give the rights, and run the same command again."
 _CONFIGURATION = {"delta.checkpointInterval": "10"}
 """Whoever opens a table reads every commit since its last checkpoint; the usual 100 make opening cost most of all."""
 _COMMITS = (".json", ".checkpoint.parquet")
 MESSAGE_LENGTH = 300
 """Of what another program says, when it is quoted: it may go on for pages."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +53,7 @@ class DeltaSink:
 
     def make(self, rows: pa.Table) -> None:
         """Make the table with the schema of `rows`, empty, where it is not there."""
-        with _in_one_line(self.path):
+        with in_one_line(self.path, remedy=KEPT):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 write_deltalake(str(self.path), rows.slice(0, 0), mode="ignore", configuration=_CONFIGURATION)
@@ -65,17 +69,14 @@ class DeltaSink:
         """
         if not self.is_made():
             self.make(rows)
-        for attempt in range(TRIES):
-            try:
-                with _in_one_line(self.path):
-                    return self._append(rows, app_id=app_id, version=version)
-            except CommitFailedError as error:
-                conflict = error
-                time.sleep(random.uniform(0, PAUSE_S * 2**attempt))
-        raise RetryableError(
-            f"The Delta table {self.path} was changed by others {TRIES} times while it was written, last:"
-            f" {_quoted(conflict)}. Nothing was appended; try again."
-        ) from conflict
+        try:
+            append = partial(self._append, rows, app_id=app_id, version=version)
+            return retrying(append, path=self.path, pause_s=PAUSE_S, remedy=KEPT)
+        except CommitFailedError as conflict:
+            raise RetryableError(
+                f"The Delta table {self.path} was changed by others {TRIES} times while it was written, last:"
+                f" {quoted(conflict)}. Nothing was appended; try again."
+            ) from conflict
 
     def check_number(self, newest: int, *, app_id: str) -> None:
         """Check once that a memory whose newest number is `newest` knows every commit of its own in the table.
@@ -107,19 +108,40 @@ class DeltaSink:
         return True
 
 
+def retrying(work: Callable[[], _T], *, path: Path | str, pause_s: float, remedy: str) -> _T:
+    """Return what `work` on a table returns, done again where another writer came between.
+
+    `pause_s` is the longest pause after the first conflict; it doubles with every further one.
+
+    Raises:
+        CommitFailedError: the last conflict.
+        StoreFailure: as `in_one_line`.
+    """
+    for attempt in range(TRIES):
+        try:
+            with in_one_line(path, remedy=remedy):
+                return work()
+        except CommitFailedError as error:
+            conflict = error
+            time.sleep(random.uniform(0, pause_s * 2**attempt))
+    raise conflict
+
+
 @contextmanager
-def _in_one_line(path: Path) -> Iterator[None]:
-    """Say which table could not be written; a conflict with another writer stays as it is."""
+def in_one_line(path: Path | str, *, remedy: str) -> Iterator[None]:
+    """Say which table could not be written, and what to do; a conflict with another writer stays as it is.
+
+    Raises:
+        StoreFailure: the disk is full, or the folder is not ours to write.
+    """
     try:
         yield
     except (OSError, DeltaError) as error:
         if isinstance(error, CommitFailedError) and "os error" not in str(error):
             raise
-        raise StoreFailure(
-            f"The Delta table {path} cannot be written: {_quoted(error)}. What was to be written is kept in the memory;"
-            " make room, or give the rights, and run the same command again."
-        ) from error
+        raise StoreFailure(f"The Delta table {path} cannot be written: {quoted(error)}. {remedy}") from error
 
 
-def _quoted(error: BaseException) -> str:
-    return one_line(error)[:MESSAGE_LENGTH].rstrip(".")
+def quoted(error: BaseException, *, length: int = MESSAGE_LENGTH) -> str:
+    """Return what another program says, cut to `length` characters."""
+    return one_line(error)[:length].rstrip(".")

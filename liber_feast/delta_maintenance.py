@@ -4,25 +4,23 @@ A handle that is not new deletes nothing and says so to nobody: each of these op
 another writer came between.
 """
 
-import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import CommitFailedError
 
 from liber_feast.behavior import USER
-from liber_feast.errors import RetryableError, StoreFailure, one_line
+from liber_feast.delta import in_one_line, quoted, retrying
+from liber_feast.errors import RetryableError
 
-TRIES = 10
 PAUSE_S = 0.01
-"""The longest pause after the first conflict; it doubles with every further one."""
+AGAIN = "Make room, or give the rights, and run the same command again."
 LOG_RETENTION = "delta.logRetentionDuration"
 USUAL_LOG_RETENTION = "interval 30 days"
 """Delta's own, set again after everything was removed."""
@@ -99,7 +97,7 @@ def replace(
     reader = pa.RecordBatchReader.from_batches(schema, batches())
     predicate = None if user_ids is None or not place.is_made() else _is_of(user_ids, column=USER, schema=schema)
     try:
-        with _in_one_line(place):
+        with in_one_line(place.path, remedy=AGAIN):
             write_deltalake(
                 place.path,
                 reader,
@@ -218,32 +216,14 @@ def _is_of(user_ids: Sequence[str | int], *, column: str, schema: pa.Schema) -> 
 
 
 def _retrying(place: Place, work: Callable[[], _T]) -> _T:
-    for attempt in range(TRIES):
-        try:
-            with _in_one_line(place):
-                return work()
-        except CommitFailedError as error:
-            conflict = error
-            time.sleep(random.uniform(0, PAUSE_S * 2**attempt))
-    raise _conflict(place, conflict) from conflict
+    try:
+        return retrying(work, path=place.path, pause_s=PAUSE_S, remedy=AGAIN)
+    except CommitFailedError as conflict:
+        raise _conflict(place, conflict) from conflict
 
 
 def _conflict(place: Place, error: CommitFailedError) -> RetryableError:
     return RetryableError(
-        f"The Delta table {place.path} was changed by others meanwhile: {one_line(error)[:200].rstrip('.')}. Run the"
+        f"The Delta table {place.path} was changed by others meanwhile: {quoted(error, length=200)}. Run the"
         " same command again."
     )
-
-
-@contextmanager
-def _in_one_line(place: Place) -> Iterator[None]:
-    """Say which table could not be written; a conflict with another writer stays as it is."""
-    try:
-        yield
-    except (OSError, DeltaError) as error:
-        if isinstance(error, CommitFailedError) and "os error" not in str(error):
-            raise
-        raise StoreFailure(
-            f"The Delta table {place.path} cannot be written: {one_line(error)[:300].rstrip('.')}. Make room, or give"
-            " the rights, and run the same command again."
-        ) from error

@@ -284,10 +284,7 @@ class LiberComputeEngine(ComputeEngine):
                 check=partial(self.check, view),
                 item_vectors=job.title_vectors if isinstance(job.condition, DriftCondition) else None,
             )
-        report.behavior_count += appended.behavior_count
-        report.duplicate_count += appended.duplicate_count
-        report.late_count += appended.late_count
-        report.sealed_count += appended.sealed_count
+        report.count_append(appended)
         stream_metrics.record_append(appended)
 
     def _metrics_of(self, job: Job) -> AbstractContextManager[None]:

@@ -90,10 +90,8 @@ class Job:
                 item_vectors=self.title_vectors if isinstance(self.condition, DriftCondition) else None,
                 pushed_time=pushed_time,
             )
-        report.behavior_count += appended.behavior_count
-        report.duplicate_count += appended.duplicate_count + checked.duplicate_count
-        report.late_count += appended.late_count
-        report.sealed_count += appended.sealed_count
+        report.count_append(appended)
+        report.duplicate_count += checked.duplicate_count
         stream_metrics.record_append(appended)
         return appended
 

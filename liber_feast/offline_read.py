@@ -27,7 +27,7 @@ from feast.data_source import DataSource
 from feast.feature_view import FeatureView
 
 from liber_feast.errors import ConfigError, LiberError, RetryableError, StoreNotReady, one_line
-from liber_feast.pit import Flags, Ints, rescale
+from liber_feast.pit import LOWEST, Flags, Ints, rescale
 
 LOAD = "Run `liber load DATA --repo .` in the feature repo, or correct the path of the source"
 MATERIALIZE = "Run `feast materialize START END` in the feature repo: it writes this table"
@@ -257,6 +257,12 @@ def _midnights(dates: pa.ChunkedArray, *, owner: str, name: str) -> pa.ChunkedAr
         return dates.cast(pa.timestamp("us"))
     except pa.ArrowInvalid as error:
         raise ConfigError(f"{owner}: column {name!r} has a date that no time can hold: {one_line(error)}.") from error
+
+
+def microsecond_values(column: pa.ChunkedArray, *, owner: str, name: str) -> Ints:
+    """Return a timestamp or date column in microseconds, LOWEST where there is no value; raises as `time_values`."""
+    values, unit, known = time_values(column, owner=owner, name=name)
+    return np.where(known, rescale(values, source=unit, target="us"), LOWEST)
 
 
 def between(name: str, kind: pa.DataType, *, low: int | None, high: int | None, unit: str) -> pc.Expression | None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from liber_feast.interest import WaveCounts
+from liber_feast.memory import Appended
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,6 +47,13 @@ class Report:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def count_append(self, appended: Appended) -> None:
+        """Add what an append changed."""
+        self.behavior_count += appended.behavior_count
+        self.duplicate_count += appended.duplicate_count
+        self.late_count += appended.late_count
+        self.sealed_count += appended.sealed_count
 
     def count(self, counts: WaveCounts) -> None:
         """Add what both waves came to."""

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, USER
 from liber_feast.fields import InputField, column, encode_fields, floats, lookups, strings
 from liber_feast.inputs import InputSpec, ItemTable
-from liber_feast.offline_read import time_values
-from liber_feast.pit import LOWEST, rescale
+from liber_feast.offline_read import microsecond_values
+from liber_feast.pit import LOWEST
 from liber_feast.ragged import list_values
 
 TEXT_COLUMNS = frozenset({"profile", "title"})
@@ -97,8 +97,7 @@ def _times(items: pa.Table, *, name: str = EVENT_TIME) -> npt.NDArray[np.int64]:
     """Return a time column in microseconds; without one, or a value, the beginning of time."""
     if name not in items.column_names:
         return np.full(len(items), LOWEST, np.int64)
-    values, unit, known = time_values(items[name], owner="items", name=name)
-    return np.where(known, rescale(values, source=unit, target="us"), LOWEST)
+    return microsecond_values(items[name], owner="items", name=name)
 
 
 def _catalog(samples: pa.Table, item_columns: Sequence[str]) -> pa.Table:
