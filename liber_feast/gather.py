@@ -11,56 +11,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from liber_feast.pit import Flags, Ints, Windows, ranges, slices
+from liber_feast.pit import Flags, Ints, slices
 
 CHUNK_LIMIT = 1 << 30
 """List values or bytes of text in one chunk of a gathered column."""
-WINDOW_LIMIT = 1 << 18
-"""Values gathered at once into windows: their positions (2 MiB) stay in the processor's cache, and in memory that the
-process has already. With 32 MiB at once half of the time went into getting new pages for them."""
 OFFSET_LIMIT = (1 << 31) - 1
 
 
 def gather(column: pa.ChunkedArray, rows: Ints, *, limit: int = CHUNK_LIMIT) -> pa.ChunkedArray:
     """Return the values of `column` at `rows`, null at NO_ROW, in the type of `column`."""
     array = one_array(column)
-    take, sizes = _taker(array), _sizes(array)
+    take, sizes = taker(array), value_sizes(array)
     if sizes is None:
         return pa.chunked_array([take(rows)], column.type)
     wanted = np.where(rows >= 0, sizes[rows] if len(sizes) else 0, 0)
     parts = [take(rows[part]).cast(column.type) for part in slices(wanted, limit=limit)]
     return pa.chunked_array(parts, column.type)
-
-
-def gather_windows(column: pa.ChunkedArray, windows: Windows, *, limit: int = WINDOW_LIMIT) -> pa.ChunkedArray:
-    """Return the list of values of each window, null where a window is empty."""
-    array = one_array(column)
-    values = array.take(pa.array(windows.rows))
-    take, sizes = _taker(values), _sizes(values)
-    ends = np.arange(len(values) + 1) if sizes is None else _ends(sizes + 1)
-    kind = pa.list_(column.type)
-    parts = []
-    for part in slices(ends[windows.stops] - ends[windows.starts], limit=limit):
-        offsets, places = ranges(windows.starts[part], windows.stops[part])
-        empty = windows.stops[part] == windows.starts[part]
-        parts.append(_lists(offsets, take(places).cast(column.type), empty=empty, kind=kind))
-    return pa.chunked_array(parts, kind)
-
-
-def concat_windows(column: pa.ChunkedArray, windows: Windows, *, limit: int = WINDOW_LIMIT) -> pa.ChunkedArray:
-    """Return the lists of each window joined into one list (row-major), null where a window is empty."""
-    array = one_array(column)
-    take, sizes = _taker(array), pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    ends = _ends(sizes[windows.rows].astype(np.int64) + 1)
-    kind = pa.list_(column.type.value_type)
-    parts = []
-    for part in slices(ends[windows.stops] - ends[windows.starts], limit=limit):
-        offsets, places = ranges(windows.starts[part], windows.stops[part])
-        rows = windows.rows[places]
-        inner = _ends(sizes[rows].astype(np.int64))
-        empty = windows.stops[part] == windows.starts[part]
-        parts.append(_lists(inner[offsets], take(rows).flatten(), empty=empty, kind=kind))
-    return pa.chunked_array(parts, kind)
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
@@ -81,20 +47,20 @@ def _large(kind: pa.DataType) -> pa.DataType:
     return pa.large_list(_large(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
-def _lists(offsets: Ints, values: pa.Array, *, empty: Flags, kind: pa.DataType) -> pa.Array:
+def lists(offsets: Ints, values: pa.Array, *, empty: Flags, kind: pa.DataType) -> pa.Array:
     mask = pa.array(empty) if empty.any() else None
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values, type=kind, mask=mask)
 
 
-def _ends(sizes: Ints) -> Ints:
+def ends_of(sizes: Ints) -> Ints:
     ends: Ints = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=ends[1:])
     return ends
 
 
-def _taker(array: pa.Array) -> Callable[[Ints], pa.Array]:
+def taker(array: pa.Array) -> Callable[[Ints], pa.Array]:
     """Return what takes rows of `array`, null at NO_ROW; lists of one width and plain numbers are copied as blocks."""
-    numbers = _numbers(array)
+    numbers = plain_numbers(array)
     if numbers is not None:
         return lambda rows: pa.array(np.take(numbers, rows, mode="wrap"), array.type, mask=_gone(rows))
     table = _table(array)
@@ -105,7 +71,9 @@ def _taker(array: pa.Array) -> Callable[[Ints], pa.Array]:
     def take(rows: Ints) -> pa.Array:
         found = rows >= 0
         values = pa.array(np.take(table, rows if found.all() else rows[found], axis=0).reshape(-1), kind)
-        return _lists(_ends(found.astype(np.int64) * width), values, empty=~found, kind=pa.list_(kind)).cast(array.type)
+        return lists(ends_of(found.astype(np.int64) * width), values, empty=~found, kind=pa.list_(kind)).cast(
+            array.type
+        )
 
     return take
 
@@ -115,7 +83,7 @@ def _gone(rows: Ints) -> Flags | None:
     return gone if gone.any() else None
 
 
-def _numbers(array: pa.Array) -> npt.NDArray[np.generic] | None:
+def plain_numbers(array: pa.Array) -> npt.NDArray[np.generic] | None:
     plain = pa.types.is_floating(array.type) or pa.types.is_integer(array.type)
     return array.to_numpy() if plain and not array.null_count and len(array) else None
 
@@ -124,7 +92,7 @@ def _table(array: pa.Array) -> npt.NDArray[np.generic] | None:
     """Return lists of one width as a table (rows, width) without a copy, or None where they are not that."""
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)) or array.null_count or not len(array):
         return None
-    values = _numbers(array.flatten())
+    values = plain_numbers(array.flatten())
     lengths = pc.list_value_length(array)
     if values is None or pc.min(lengths).as_py() != pc.max(lengths).as_py():
         return None
@@ -132,21 +100,21 @@ def _table(array: pa.Array) -> npt.NDArray[np.generic] | None:
     return table
 
 
-def _sizes(array: pa.Array) -> Ints | None:
+def value_sizes(array: pa.Array) -> Ints | None:
     """Return how many list values or bytes of text each row holds, or None where every row holds one plain value."""
     kind = array.type
     if pa.types.is_nested(kind) and not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return np.full(len(array), array.nbytes // max(len(array), 1) + 1, np.int64)
     if pa.types.is_nested(kind):
         lengths: Ints = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        inner = _sizes(array.flatten())
-        return lengths if inner is None else lengths + np.diff(_ends(inner)[_ends(lengths)])
-    if not _is_text(kind):
+        inner = value_sizes(array.flatten())
+        return lengths if inner is None else lengths + np.diff(ends_of(inner)[ends_of(lengths)])
+    if not is_text(kind):
         return None
     sizes: Ints = pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return sizes
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
     return any(test(kind) for test in texts)

@@ -6,6 +6,7 @@ user without a sealed partition) gets null for every feature of the view, counts
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,13 @@ import pyarrow.compute as pc
 
 from liber_feast.behavior import BEHAVIOR_ID, ITEM, RATING, behavior_ids
 from liber_feast.errors import ConfigError, DataSetError, InvalidBehaviors, one_line
-from liber_feast.gather import concat_windows, gather, gather_windows, one_array
+from liber_feast.gather import gather, one_array
 from liber_feast.offline_candidates import Candidates, ViewRequest, find_candidates
 from liber_feast.offline_entities import EntityRows, join_keys
 from liber_feast.offline_read import STAGE, Snapshot
 from liber_feast.partition_vectors import REBUILD
 from liber_feast.pit import NO_ROW, Ints, Windows, as_of, last_visible, order_by, paired, rescale
+from liber_feast.window_lists import concat_windows, gather_windows
 
 SEQUENCE_SOURCES = {"item_ids": ITEM, "ratings": RATING}
 Column = Callable[[], pa.ChunkedArray]
@@ -155,7 +157,9 @@ def _sequences(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, le
         "item_ids": lambda: gather_windows(pa.chunked_array([found.take(names["item_ids"])]), windows),
         "ratings": lambda: gather_windows(pa.chunked_array([found.take(names["ratings"])]), windows),
     }
-    return [_computed(columns, name, request=request)() for name in request.features]
+    wanted = [_computed(columns, name, request=request) for name in request.features]
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:  # numpy and Arrow copy without the interpreter's lock
+        return list(pool.map(lambda column: column(), wanted))
 
 
 def _vectors(request: ViewRequest, *, rows: EntityRows, snapshot: Snapshot, length: int) -> list[pa.ChunkedArray]:
@@ -202,10 +206,10 @@ def _behavior_order(found: Candidates, *, request: ViewRequest, snapshot: Snapsh
     if id_column is not None:
         encoded = every_id.dictionary_encode()
         return _first_of_each(order, found.groups, codes=encoded.indices.to_numpy().astype(np.int64))
-    # A hash of user, item and time can repeat only within a tie.
-    codes = np.arange(len(order), dtype=np.int64)
-    codes[order[tied]] = len(order) + ranks[by_id]
-    return _first_of_each(order, found.groups, codes=codes)
+    # A hash of user, item and time can repeat only within a tie, and there next to itself.
+    pairs = np.stack([groups[tied][by_id], times[tied][by_id], ranks[by_id]])
+    repeated = np.flatnonzero((pairs[:, 1:] == pairs[:, :-1]).all(axis=0)) + 1
+    return np.delete(order, tied[repeated])
 
 
 def _check_partition_types(snapshot: Snapshot, *, vector: str, index: str) -> None:

@@ -286,7 +286,10 @@ def _sliced(rows: Ints, *, groups: Ints, seen: Ints, query_groups: Ints, query_t
         nothing: Ints = np.zeros(len(query_groups), np.int64)
         return Windows(rows=rows, starts=nothing, stops=nothing, counts=nothing)
     keys, wanted = _composite(groups, seen, query_groups=query_groups, query_times=query_times)
-    stops = np.searchsorted(keys, wanted, side="right")
+    # One query after the other in the order of the keys: their neighbors are in the processor's cache.
+    by_key = np.argsort(wanted)
+    stops: Ints = np.empty(len(wanted), np.int64)
+    stops[by_key] = np.searchsorted(keys, wanted[by_key], side="right")
     is_first = np.append(True, groups[1:] != groups[:-1])
     group_starts = np.maximum.accumulate(np.where(is_first, np.arange(len(rows)), 0))
     found = (stops > 0) & (groups[stops - 1] == query_groups) & (query_groups >= 0)

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liber_feast import gather as gather_module
-from liber_feast.gather import concat_windows, gather, gather_windows, one_array
+from liber_feast import window_lists
+from liber_feast.gather import gather, one_array
 from liber_feast.pit import Windows
+from liber_feast.window_lists import concat_windows, gather_windows
 
 FLOATS = pa.list_(pa.float32())
 COLUMNS = {
@@ -113,3 +115,30 @@ def test_columns_beyond_32_bit_offsets_are_joined_in_their_large_type(
     assert one_array(column).to_pylist() == values
     assert gather(column, np.array([3, -1, 0])).to_pylist() == [values[3], None, values[0]]
     assert gather(column, np.array([3, -1, 0])).type == kind
+
+
+@settings(max_examples=60)
+@given(
+    texts=st.lists(st.text(max_size=40), min_size=1, max_size=30),
+    cut=st.integers(0, 3),
+    spans=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=12),
+    limit=st.integers(1, 200),
+    piece=st.integers(1, 60),
+    kind=st.sampled_from([pa.string(), pa.binary()]),
+)
+def test_texts_are_copied_whatever_their_lengths_and_the_pieces(
+    texts: list[str], cut: int, spans: list[tuple[int, int]], limit: int, piece: int, kind: pa.DataType
+) -> None:
+    column = pa.array(["before", *texts]).slice(1).cast(kind)
+    order = list(range(len(texts)))[cut:] + list(range(len(texts)))[:cut]
+    starts = np.array([min(a, len(order)) for a, _ in spans], np.int64)
+    stops = np.minimum(starts + np.array([n for _, n in spans], np.int64), len(order))
+    asked = Windows(rows=np.array(order, np.int64), starts=starts, stops=stops, counts=stops - starts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(window_lists, "PIECE_BYTES", piece)
+        patch.setattr(window_lists, "PIECE_LIMIT", piece)
+        found = gather_windows(pa.chunked_array([column]), asked, limit=limit)
+    found.validate(full=True)
+    python = column.to_pylist()
+    expected = [[python[row] for row in order[a:b]] or None for a, b in zip(starts, stops, strict=True)]
+    assert found.to_pylist() == expected
