@@ -1,5 +1,5 @@
 # make quickstart [DATA=folder]   set up, then go the whole way from behaviors to a served score
-# make test                       set up, then every test but those of the vLLM engine
+# make test [PROCESSES=2]         set up, then every test but those of the vLLM engine
 # make test-vllm                  set up .venv-vllm, then the tests of the vLLM engine
 # make test-nightly               the crash tests with 200 killed processes
 # make check                      lint, types and the quick tests
@@ -13,10 +13,13 @@ SHELL := bash
 .PHONY: help install quickstart test test-vllm test-nightly check lint types quick fmt bench clean
 
 DATA := synthetic
+PROCESSES := 2
 PYTHON := python3.11 python3 python
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_STAMP := .venv-vllm/.installed
+# Each file of tests in one process, in the order of tests/conftest.py.
+IN_PARALLEL := --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 # A stamp holds the folder it was made in: an environment that was moved or copied is made afresh.
@@ -59,7 +62,7 @@ quickstart: $(STAMP)
 	@$(BIN)/liber quickstart "$(DATA)" --repo feature_repo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-vllm: $(VLLM_STAMP)
 	@.venv-vllm/bin/python -m pytest tests/vllm
@@ -78,7 +81,7 @@ types: $(STAMP)
 	@$(BIN)/mypy
 
 quick: $(STAMP)
-	@HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -m "core and not slow" --quiet
+	@HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -m "core and not slow" --quiet $(IN_PARALLEL)
 
 fmt: $(STAMP)
 	@$(BIN)/ruff check --fix-only .

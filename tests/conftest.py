@@ -1,4 +1,13 @@
-"""Markers by file, and an environment in which nothing reaches the network."""
+"""Markers by file, an environment in which nothing reaches the network, and the order of files.
+
+`make test` runs two processes, and each file in one of them. So that the suite stays fast and its tests do not meet:
+
+- a test keeps its files under tmp_path, asks for a free port, and has a schema of PostgreSQL or a project in Redis of
+  its own (`services.py`, `online_parts.py`);
+- a feature repo is copied from one that was made once (`feature_repo_kit.py`);
+- a program of ours or of Feast, whose imports alone take seconds, is started where a process is what is tested, once
+  for each command; everywhere else its code is called.
+"""
 
 import os
 from pathlib import Path
@@ -8,11 +17,17 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+WORKER = "PYTEST_XDIST_WORKER"
+"""Names the process among several that run the tests."""
+if WORKER in os.environ:  # the cores are taken by the other processes of the tests
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("quick", derandomize=True, deadline=None, max_examples=25)
 settings.register_profile("search", deadline=None, max_examples=1_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+HERE = Path(__file__).parent
 
 MARKERS_OF_WORD = {
     "catalog": {"feast"},
@@ -71,18 +86,40 @@ MARKERS_OF_WORD = {
 }
 """A test file is marked by the words of its name and of its folders; a file with none of these words is `core`."""
 
+COSTLY_FIRST = ("quickstart", "crash", "slow", "feast", "torch")
+"""Words and markers of the files that several processes begin with, so that they end at the same time."""
+
 
 def markers_of(path: Path) -> set[str]:
     """Return the markers of a test file, whose path is relative to tests/."""
-    words = {word for part in path.with_suffix("").parts for word in part.split("_")}
-    return set().union(*(MARKERS_OF_WORD[word] for word in words & MARKERS_OF_WORD.keys())) or {"core"}
+    return set().union(*(MARKERS_OF_WORD[word] for word in words_of(path) & MARKERS_OF_WORD.keys())) or {"core"}
+
+
+def words_of(path: Path) -> set[str]:
+    """Return the words of the names of a test file and of its folders."""
+    return {word for part in path.with_suffix("").parts for word in part.split("_")}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files alone that `-m "core and ..."` does not ask for: their imports alone take seconds."""
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    if is_test and config.option.markexpr.startswith("core and "):
+        return "core" not in markers_of(collection_path.relative_to(HERE)) or None
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     asked_for_live = "live" in config.option.markexpr
     for item in items:
-        for name in sorted(markers_of(item.path.relative_to(here))):
+        for name in sorted(markers_of(item.path.relative_to(HERE))):
             item.add_marker(name)
         if item.get_closest_marker("live") and not asked_for_live:
             item.add_marker(pytest.mark.skip(reason="reaches a real LLM; run with -m live"))
+    if WORKER in os.environ:
+        items.sort(key=lambda item: place_of(item.path.relative_to(HERE)))
+
+
+def place_of(path: Path) -> int:
+    """Return the place of a test file among those of several processes."""
+    found = words_of(path) | markers_of(path)
+    return next((place for place, word in enumerate(COSTLY_FIRST) if word in found), len(COSTLY_FIRST))
