@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liber_feast import gather as gather_module
@@ -11,6 +11,7 @@ from liber_feast import window_lists
 from liber_feast.gather import gather, one_array
 from liber_feast.pit import Windows
 from liber_feast.window_lists import concat_windows, gather_windows
+from tests.examples import at_most
 
 FLOATS = pa.list_(pa.float32())
 COLUMNS = {
@@ -42,7 +43,7 @@ def chunked(values: list[Any], kind: pa.DataType, cut: int) -> pa.ChunkedArray:
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-@settings(max_examples=40)
+@at_most(40)
 @given(rows=st.lists(st.integers(-1, 3), max_size=9), cut=st.integers(0, 4), limit=st.integers(1, 40))
 def test_gathered_values_are_those_of_the_rows_and_null_where_there_is_none(
     name: str, rows: list[int], cut: int, limit: int
@@ -57,7 +58,7 @@ def test_gathered_values_are_those_of_the_rows_and_null_where_there_is_none(
 
 
 @pytest.mark.parametrize("name", [name for name in COLUMNS if name not in {"categories", "large lists"}])
-@settings(max_examples=40)
+@at_most(40)
 @given(
     order=st.permutations(range(4)),
     spans=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=6),
@@ -74,7 +75,7 @@ def test_a_window_is_the_list_of_its_values(
 
 
 @pytest.mark.parametrize("name", [name for name in COLUMNS if "list" in name and "fixed" not in name])
-@settings(max_examples=40)
+@at_most(40)
 @given(
     order=st.permutations(range(4)),
     spans=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=6),
@@ -117,7 +118,7 @@ def test_columns_beyond_32_bit_offsets_are_joined_in_their_large_type(
     assert gather(column, np.array([3, -1, 0])).type == kind
 
 
-@settings(max_examples=60)
+@at_most(60)
 @given(
     texts=st.lists(st.text(max_size=40), min_size=1, max_size=30),
     cut=st.integers(0, 3),

@@ -4,8 +4,9 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from fnmatch import fnmatch
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def import_statements(tree: ast.AST, *, nested: bool) -> Iterator[ast.Import | a
             yield from import_statements(node, nested=nested)
 
 
-def imported_by(path: Path, *, nested: bool = True) -> set[str]:
+@cache
+def imported_by(path: Path, *, nested: bool = True) -> frozenset[str]:
     """Return the dotted names of what a file imports; a submodule is named in full."""
     names: set[str] = set()
     for node in import_statements(ast.parse(path.read_text(encoding="utf-8")), nested=nested):
@@ -66,7 +68,7 @@ def imported_by(path: Path, *, nested: bool = True) -> set[str]:
             assert node.level == 0, f"{path}: imports are absolute"
             submodules = {f"{node.module}.{alias.name}" for alias in node.names} & OURS.keys()
             names.update(submodules or {node.module or ""})
-    return names
+    return frozenset(names)
 
 
 OURS = {module_of(path): path for path in SOURCES}
@@ -76,7 +78,7 @@ def top(name: str) -> str:
     return name.partition(".")[0]
 
 
-def reached_from(names: set[str], *, nested: bool = False) -> set[str]:
+def reached_from(names: Set[str], *, nested: bool = False) -> set[str]:
     """Return `names` and all that importing them imports, as far as our files say."""
     reached: set[str] = set()
     waiting = set(names)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liber_feast.behavior import Behavior, RatingScale, check_behaviors, microseconds
@@ -17,6 +17,7 @@ from liber_feast.memory import Appended, Memory
 from liber_feast.memory.append import encoded_before
 from liber_feast.memory.status import memory_status
 from liber_feast.partition import ItemVectors, order, partition_hash, seal, seal_time
+from tests.examples import at_most
 from tests.memory_parts import (
     SECOND_US,
     START,
@@ -34,7 +35,7 @@ from tests.memory_parts import (
 from tests.test_partition import VECTORS, conditions, streams
 
 USERS = ("ann", "bob", "cid")
-EXAMPLES = settings(max_examples=60)
+EXAMPLES = at_most(60)
 
 
 def vectors_of(item_ids: Sequence[str]) -> ItemVectors:

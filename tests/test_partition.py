@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liber_feast.behavior import Behavior
@@ -25,6 +25,7 @@ from liber_feast.partition import (
     quantize,
     seal,
 )
+from tests.examples import at_most
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -167,7 +168,7 @@ def ordinals_of(users: list[list[Behavior]], condition: Condition) -> list[list[
 
 
 @given(st.lists(streams(), max_size=6), conditions)
-@settings(max_examples=300)
+@at_most(300)
 def test_the_rule_over_a_table_gives_the_partitions_of_the_rule_over_streams(
     users: list[list[Behavior]], condition: Condition
 ) -> None:

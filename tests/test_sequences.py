@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liber_feast.errors import OnlineStoreAway
@@ -16,6 +16,7 @@ from liber_feast.memory import Memory
 from liber_feast.memory.forgetting import forget_user
 from liber_feast.memory.schema import users
 from liber_feast.sequences import SequenceRows, publish_sequences
+from tests.examples import at_most
 from tests.memory_parts import START_US, append_all, behavior, new_memory
 
 LENGTH = 3
@@ -150,7 +151,7 @@ def test_more_users_than_one_write_takes_are_all_written(monkeypatch: pytest.Mon
     assert len(online.rows["behaviors"]) == 8
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 6)), min_size=1, max_size=20), st.integers(1, 5))
 def test_the_sequence_is_the_end_of_the_sorted_history_whatever_shares_a_time(
     sent: list[tuple[str, int]], length: int
