@@ -4,12 +4,13 @@
 
 - a test keeps its files under tmp_path, asks for a free port, and has a schema of PostgreSQL or a project in Redis of
   its own (`services.py`, `online_parts.py`);
-- a feature repo is copied from one that was made once (`feature_repo_kit.py`);
+- a feature repo is copied from one that was made once (`feature_repo_kit.py`), and BERT encodes a text once;
 - a program of ours or of Feast, whose imports alone take seconds, is started where a process is what is tested, once
   for each command; everywhere else its code is called.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,18 @@ def markers_of(path: Path) -> set[str]:
 def words_of(path: Path) -> set[str]:
     """Return the words of the names of a test file and of its folders."""
     return {word for part in path.with_suffix("").parts for word in part.split("_")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _texts_are_encoded_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In this process BERT encodes a text of a feature repo once; the core tests do not load it."""
+    if not any(item.get_closest_marker("feast") for item in request.session.items):
+        yield
+        return
+    from tests.remembering_bert import remembered_texts  # noqa: PLC0415 (torch loads only where a test needs it)
+
+    with remembered_texts():
+        yield
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
