@@ -17,6 +17,7 @@ from rich.table import Table
 from liber_feast.cli_operations import register
 from liber_feast.cli_worker import worker
 from liber_feast.errors import LiberError
+from liber_feast.fast_start import leave_out_type_checks
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="LIBER features on Feast."
@@ -237,6 +238,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Run the command; one of our errors is one line on stderr and exit code 1."""
+    leave_out_type_checks()
     try:
         app()
     except LiberError as error:

@@ -12,8 +12,11 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 from liber_feast.errors import LiberError
-from serving.app import MODEL_VARIABLE, REPO_VARIABLE, create_app
-from serving.ranker import open_ranker, use_one_thread_per_forward
+from liber_feast.fast_start import leave_out_type_checks
+
+leave_out_type_checks()
+from serving.app import MODEL_VARIABLE, REPO_VARIABLE, create_app  # noqa: E402 (they import Feast)
+from serving.ranker import open_ranker, use_one_thread_per_forward  # noqa: E402
 
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
