@@ -247,6 +247,7 @@ class Job:
         with claims.kept(self.memory, claimed, seconds=self.pace.lease_s) as beat:
             with report.timed("interest"):
                 waves = self.waves(user_keys=sorted(claimed.numbers), with_failed=with_failed)
+                waves.is_held = beat.is_held
                 counts = learn(self.learner, waves, progress=progress)
             report.count(counts)
             if beat.claim.numbers:  # who was lost is published by whoever has them now

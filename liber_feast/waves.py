@@ -72,6 +72,8 @@ class MemoryWaves:
     user_keys: Sequence[int] | None = None
     with_failed: bool = False
     """Whether partitions that failed are asked for once more."""
+    is_held: Callable[[int], bool] = lambda _user_key: True
+    """Whether nobody else works on a user; asked before each request, and one whose answer is no is passed over."""
     _summaries: list[PartitionKey] | None = None
     """Found by `pending_count` for the requests that follow."""
     _shifts: list[MissingShift] | None = None
@@ -95,6 +97,8 @@ class MemoryWaves:
             sealed_at = {key: (found[key].user_id, microseconds(described[key][-1].event_time)) for key in keys}
             profiles = self.catalog.profiles_at(sealed_at.values())
             for key in keys:
+                if not self.is_held(key[0]):
+                    continue
                 one = found[key]
                 yield SummaryRequest(
                     user_id=self._remember(one),
@@ -116,6 +120,8 @@ class MemoryWaves:
             with self.memory.reading() as connection:
                 summaries = newest_texts(connection, both, stage=SUMMARY)
             for key, previous in zip(keys, before, strict=True):
+                if not self.is_held(key[0]):
+                    continue
                 yield ShiftRequest(
                     user_id=self._remember(found[key]),
                     partition_index=key[1],

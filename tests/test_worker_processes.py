@@ -142,6 +142,25 @@ def test_what_a_killed_worker_had_claimed_is_taken_up_after_its_lease_and_no_kep
     memory.close()
 
 
+def test_a_worker_that_stood_still_while_another_took_over_asks_for_nothing_that_is_kept(
+    memory_url: str, tmp_path: Path
+) -> None:
+    memory = memory_of(memory_url, tmp_path)
+    open_job = opener(memory_url, tmp_path, seconds=0.0, lease_s=1.0)
+    still = started(partial(open_job, stopping=NAMES[0]))
+    until(lambda: len(asked(tmp_path)) > 0)
+    assert ended(started(open_job, once=True)) == [0]
+    assert kept_texts(memory) == TEXTS
+    assert still.pid is not None
+    before = len(asked(tmp_path))
+    os.kill(still.pid, signal.SIGCONT)
+    os.kill(still.pid, signal.SIGTERM)
+    assert ended(still) == [0]
+    assert asked(tmp_path)[before:] == []
+    assert paid_twice(tmp_path) == []
+    memory.close()
+
+
 def test_workers_that_die_are_started_again_until_what_kills_them_has_failed(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'memory.db'}"
     memory = Memory.open(url, base=tmp_path)

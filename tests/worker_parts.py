@@ -1,6 +1,7 @@
 """Jobs that real worker processes open by themselves, and a learner that writes down what it is asked."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,12 +41,13 @@ _R = TypeVar("_R", SummaryRequest, ShiftRequest)
 class WrittenLearner(EchoLearner):
     """Takes `seconds` for each text and writes down who asked for it, and that it was kept once the next is asked for.
 
-    It kills its process at the texts of the user `deadly`.
+    It kills its process at the texts of the user `deadly`, and lets it stand still at the first one of `stopping`.
     """
 
     path: Path
     seconds: float = 0.0
     deadly: str | None = None
+    stopping: str | None = None
 
     def summarize(self, requests: Iterable[SummaryRequest]) -> Iterator[Answers[SummaryRequest]]:
         for one in requests:
@@ -60,6 +62,9 @@ class WrittenLearner(EchoLearner):
         self._write(f"asked {key}")
         if one.user_id == self.deadly:
             os.abort()
+        if one.user_id == self.stopping:
+            self.stopping = None
+            os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(self.seconds)
         yield [(one, LearnedText(text=f"{stage} {one.user_id} {one.partition_index}"))]
         self._write(f"kept {key}")
@@ -121,14 +126,21 @@ class LightEncoding(TinyEncoding):
 
 
 def small_job(
-    folder: Path, url: str, *, seconds: float = 0.0, deadly: str | None = None, pace: Pace | None = None, width: int = 2
+    folder: Path,
+    url: str,
+    *,
+    seconds: float = 0.0,
+    deadly: str | None = None,
+    stopping: str | None = None,
+    pace: Pace | None = None,
+    width: int = 2,
 ) -> Job:
     """Return a job without an LLM or BERT; a process can open it."""
     encoding, catalog = LightEncoding(folder=folder / "encoder", width=width), SmallCatalog()
     return Job(
         memory=Memory.open(url, base=folder),
         condition=TWO,
-        learner=WrittenLearner(path=folder / CALLS, seconds=seconds, deadly=deadly),
+        learner=WrittenLearner(path=folder / CALLS, seconds=seconds, deadly=deadly, stopping=stopping),
         catalog=catalog,
         like_above=3.0,
         encoding=encoding,

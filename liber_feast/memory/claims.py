@@ -5,11 +5,13 @@ share a user. Whoever dies leaves a claim that ends by itself. A user whose clai
 from then on, and after too many of them its next text is marked failed: it stops nobody, nor itself for ever.
 """
 
+import math
 import threading
+import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -45,6 +47,8 @@ class Claim:
     """How long the oldest of them had waited."""
     is_alone: bool = False
     """Whether this is a user whose claims did not end before."""
+    held_until: float = field(default=math.inf, compare=False)
+    """Until then nobody can have taken it, by the clock `time.monotonic` of this process."""
 
 
 def enqueue(connection: sa.Connection, user_keys: Collection[int]) -> None:
@@ -84,6 +88,7 @@ def claim(
             return claimed
 
     def take(connection: sa.Connection) -> Claim:
+        held_until = min(claimed.held_until, time.monotonic() + seconds)
         now = now_us(connection)
         taken = _taken(now, user_keys=user_keys, limit=limit).values(
             lease_owner=claimed.owner, lease_until=now + int(seconds * 1e6), claim_count=waiting.c.claim_count + 1
@@ -96,7 +101,7 @@ def claim(
             kept = kept if _survive(connection, kept[0].user_key, now=now, max_claims=max_claims) else []
         numbers = {**claimed.numbers, **{row.user_key: row.number for row in kept}}
         waited_s = max(claimed.waited_s, (now - kept[0].since) / 1e6 if kept else 0.0)
-        return replace(claimed, numbers=numbers, waited_s=waited_s, is_alone=is_alone)
+        return replace(claimed, numbers=numbers, waited_s=waited_s, is_alone=is_alone, held_until=held_until)
 
     return memory.retrying(take, what="claim")
 
@@ -114,13 +119,15 @@ def renew(memory: Memory, claimed: Claim, *, seconds: float = LEASE_S) -> Claim:
         RetryableError: the memory is locked or away.
     """
     held: set[int] = set()
+    held_until = time.monotonic() + seconds
     with memory.writing("renew") as connection:
         until = now_us(connection) + int(seconds * 1e6)
         for some in user_chunks(sorted(claimed.numbers)):
             extend = waiting.update().where(_is_of(claimed.owner, some)).values(lease_until=until)
             held.update(connection.scalars(extend.returning(waiting.c.user_key)))
     stream_metrics.record_claim("lost", len(claimed.numbers) - len(held))
-    return replace(claimed, numbers={key: number for key, number in claimed.numbers.items() if key in held})
+    numbers = {key: number for key, number in claimed.numbers.items() if key in held}
+    return replace(claimed, numbers=numbers, held_until=held_until)
 
 
 def settle(
@@ -189,12 +196,30 @@ class Beat:
     def __init__(self, *, memory: Memory, claim: Claim, seconds: float) -> None:
         self.memory, self.claim, self.seconds = memory, claim, seconds
         self.ended = threading.Event()
+        self._renewing = threading.Lock()
 
     def run(self) -> None:
         """Renew until the work has ended or everything is lost."""
         while self.claim.numbers and not self.ended.wait(self.seconds / 3):
             with suppress(RetryableError):  # busy or away: there is time for another try
-                self.claim = renew(self.memory, self.claim, seconds=self.seconds)
+                self._renew()
+
+    def is_held(self, user_key: int) -> bool:
+        """Return whether a user is still this claim's: what is paid for now is paid for by nobody else.
+
+        A process that stood still for so long that the claim may have ended asks the memory; where that is away, the
+        answer is no.
+        """
+        try:
+            if time.monotonic() > self.claim.held_until:
+                self._renew()
+        except RetryableError:
+            return False
+        return user_key in self.claim.numbers
+
+    def _renew(self) -> None:
+        with self._renewing:
+            self.claim = renew(self.memory, self.claim, seconds=self.seconds)
 
 
 def _free(now: int, *, user_keys: Sequence[int] | None) -> sa.Select[Any]:
