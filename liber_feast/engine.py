@@ -56,6 +56,9 @@ logger = logging.getLogger(__name__)
 PUSH_PATIENCE_S = 10.0
 """How long a push waits for an LLM that does not answer, beside calls under way; other pushes wait for it meanwhile."""
 
+LEFT_TO = {"inline": "the next materialization", "background": "the thread", "worker": "the workers"}
+"""Who does what a push could not, by `on_the_fly`."""
+
 ID_TYPES: dict[object, pa.DataType] = {String: pa.string(), Int32: pa.int64(), Int64: pa.int64()}
 """How ids of a view's type lie in a checked table."""
 
@@ -155,9 +158,8 @@ class LiberComputeEngine(ComputeEngine):
         stopped = self._follow(job, report, appended.user_keys)
         if stopped:
             what = "texts" if isinstance(stopped, (BackendRefused, BackendUnreachable)) else "features"
-            logger.warning(
-                "push: %s; %s are left to the next materialization: %s", report.line(), what, stopped.message
-            )
+            whom = LEFT_TO[self.config.on_the_fly]
+            logger.warning("push: %s; %s are left to %s: %s", report.line(), what, whom, stopped.message)
         elif report.failed_count or report.exhausted:
             logger.warning("push: %s", report.line())
         elif report.duplicate_count or report.late_count:
@@ -245,22 +247,21 @@ class LiberComputeEngine(ComputeEngine):
 
     def _follow(self, job: Job, report: Report, user_keys: Sequence[int]) -> LiberError | None:
         """Publish what follows from behaviors that are kept; return why it is not all done."""
-        try:
-            with report.timed("publish"):
-                recent = partial(SequenceRows, length=job.sequence_length)
-                publish_sequences(job.memory, projection=recent, online=job.online, user_keys=user_keys)
-            if self.config.on_the_fly == "inline":
-                with self._working:
-                    job.drain(report, user_keys=user_keys, patience_s=PUSH_PATIENCE_S)
-            elif self.config.on_the_fly == "background":
-                self._background(job).kick()
-        except (MemoryAway, MemoryFailure):
-            raise
-        except LiberError as error:
-            return error
-        except (OSError, DeltaError) as error:
-            return StoreFailure(f"A feature table cannot be written: {one_line(error)[:200]}.")
-        return None
+        stopped = _stopped(lambda: self._show(job, report, user_keys))
+        if stopped:  # as nothing may ever be sealed of them, nobody would look for them
+            job.leave(user_keys)
+        if self.config.on_the_fly == "background":
+            self._background(job).kick()
+        elif self.config.on_the_fly == "inline" and not stopped:
+            with self._working:
+                stopped = _stopped(lambda: job.drain(report, user_keys=user_keys, patience_s=PUSH_PATIENCE_S))
+        return stopped
+
+    def _show(self, job: Job, report: Report, user_keys: Sequence[int]) -> None:
+        """Show the recent behaviors of users online."""
+        with report.timed("publish"):
+            recent = partial(SequenceRows, length=job.sequence_length)
+            publish_sequences(job.memory, projection=recent, online=job.online, user_keys=user_keys)
 
     def _background(self, job: Job) -> BackgroundDrain:
         with self._working:
@@ -311,6 +312,23 @@ class LiberComputeEngine(ComputeEngine):
             with_null_times=True,
         )
         return pull, {view.join_keys[0]: USER, source.timestamp_field: EVENT_TIME}
+
+
+def _stopped(work: Callable[[], object]) -> LiberError | None:
+    """Do something for which no push fails; return why it is not all done.
+
+    Raises:
+        MemoryAway, MemoryFailure: the memory cannot be written, and for that a push does fail.
+    """
+    try:
+        work()
+    except (MemoryAway, MemoryFailure):
+        raise
+    except LiberError as error:
+        return error
+    except (OSError, DeltaError) as error:
+        return StoreFailure(f"A feature table cannot be written: {one_line(error)[:200]}.")
+    return None
 
 
 def _check_window(start: datetime, end: datetime) -> None:

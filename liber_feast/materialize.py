@@ -6,7 +6,7 @@ run does nothing, and a run after a crash does what was not yet committed.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from liber_feast.fuser import Fuser
 from liber_feast.interest import InterestLearner, Progress, learn
 from liber_feast.llm_backend import OpenedLlm
 from liber_feast.memory import Appended, Memory, claims
+from liber_feast.memory.append import let_wait
 from liber_feast.memory.claims import Claim
 from liber_feast.memory.clock import now_us
 from liber_feast.memory.missing import missing_shifts, missing_summaries
@@ -159,6 +160,11 @@ class Job:
         self._count_pending_after(report)
         if stopped:
             raise stopped
+
+    def leave(self, user_keys: Collection[int]) -> None:
+        """Let users wait for whoever works next, a worker or a run, although nothing may be sealed of them."""
+        keys = sorted(user_keys)
+        self.memory.retrying(lambda connection: let_wait(connection, keys, now=now_us(connection)), what="wait")
 
     def waves(self, *, user_keys: Sequence[int] | None = None, with_failed: bool = False) -> MemoryWaves:
         """Return what waits for a text in the memory, of all users or of some."""

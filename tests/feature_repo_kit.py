@@ -120,8 +120,7 @@ def copy_feature_repo(target: Path, **engine: Any) -> Path:
         "memory_window": WINDOW,
         "worker": {"lease_s": LEASE_S},
     }
-    _set_engine(target, {**small, **engine})
-    return target
+    return set_engine(target, **{**small, **engine})
 
 
 def apply(repo: Path) -> FeatureStore:
@@ -150,7 +149,7 @@ def repo_to_push_to(target: Path, **engine: Any) -> Path:
     `engine` are keys of the engine block to replace.
     """
     repo = loaded_repo(target)
-    _set_engine(repo, engine)
+    set_engine(repo, **engine)
     shutil.copytree(_materialized() / "data" / "encoder", repo / "data" / "encoder")
     return repo
 
@@ -227,9 +226,16 @@ def memory_rows(repo: Path) -> Mapping[str, list[tuple[Any, ...]]]:
 
 def close(store: FeatureStore) -> None:
     """Give back the connections of a store."""
-    engine = store._get_provider().batch_engine  # type: ignore[attr-defined]  # Feast has no public way to it
+    provider = store._get_provider()
+    engine = provider.batch_engine  # type: ignore[attr-defined]  # Feast has no public way to it
     if engine._job is not None:
         engine._job.memory.close()
+        engine._job.online.close()
+    online_store = provider.online_store  # type: ignore[attr-defined]
+    connection = getattr(online_store, "_conn", None)  # Feast never closes it
+    if connection is not None:
+        connection.close()
+        online_store._conn = None
 
 
 @cache
@@ -256,11 +262,18 @@ def _folder() -> Path:
     return folder
 
 
-def _set_engine(repo: Path, keys: Mapping[str, Any]) -> None:
+def set_keys(repo: Path, **keys: Any) -> Path:
+    """Set keys of feature_store.yaml."""
     path = repo / "feature_store.yaml"
-    block = yaml.safe_load(path.read_text(encoding="utf-8"))
-    block["batch_engine"] |= keys
-    path.write_text(yaml.safe_dump(block, sort_keys=False), encoding="utf-8")
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump(config | keys, sort_keys=False), encoding="utf-8")
+    return repo
+
+
+def set_engine(repo: Path, **keys: Any) -> Path:
+    """Set keys of the engine block."""
+    block = yaml.safe_load((repo / "feature_store.yaml").read_text(encoding="utf-8"))
+    return set_keys(repo, batch_engine=block["batch_engine"] | keys)
 
 
 @contextmanager

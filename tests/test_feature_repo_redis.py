@@ -7,22 +7,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import yaml
 from feast.data_source import PushMode
 
-from liber_feast.repo import repo_status
+from liber_feast.materialize import Report
+from liber_feast.repo import open_repo_job, repo_status
 from tests import feature_repo_kit as kit
 from tests.online_parts import forget_redis, redis_block
 
 EVERY_VIEW = ("behaviors", *kit.LIBER_VIEWS)
-
-
-def set_keys(repo: Path, **keys: object) -> Path:
-    """Set keys of feature_store.yaml."""
-    path = repo / "feature_store.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    path.write_text(yaml.safe_dump(config | keys, sort_keys=False), encoding="utf-8")
-    return repo
+LEFT = {"worker": "features are left to the workers: ", "background": "features are left to the thread: "}
 
 
 @pytest.fixture
@@ -30,7 +23,7 @@ def repo(tmp_path: Path) -> Iterator[Path]:
     """An applied repo with data, whose project and so whose keys in Redis are its own."""
     project = f"liber_{uuid.uuid4().hex[:12]}"
     with redis_block(tmp_path) as block:
-        repo = set_keys(kit.repo_to_push_to(tmp_path / "repo"), project=project, online_store=block)
+        repo = kit.set_keys(kit.repo_to_push_to(tmp_path / "repo"), project=project, online_store=block)
         (repo / "data" / "registry.db").unlink()
         kit.apply(repo)
         yield repo
@@ -58,7 +51,7 @@ def test_a_redis_that_is_away_fails_no_push_and_what_is_missing_is_written_when_
 ) -> None:
     repo = kit.repo_to_push_to(tmp_path / "repo")
     usual = (repo / "feature_store.yaml").read_text(encoding="utf-8")
-    set_keys(repo, online_store={"type": "redis", "connection_string": "127.0.0.1:1"})
+    kit.set_keys(repo, online_store={"type": "redis", "connection_string": "127.0.0.1:1"})
     store, log = kit.open_store(repo), kit.log_of(repo)
     with caplog.at_level(logging.WARNING, logger="liber_feast.engine"):
         store.push("behavior_push", kit.frame(log.slice(0, 40)), to=PushMode.ONLINE)
@@ -74,3 +67,33 @@ def test_a_redis_that_is_away_fails_no_push_and_what_is_missing_is_written_when_
     whole = kit.materialized_repo(tmp_path / "whole")
     users = kit.users_of(repo)
     assert kit.online(kit.open_store(repo), users, *EVERY_VIEW) == kit.online(kit.open_store(whole), users, *EVERY_VIEW)
+
+
+def sequence_of(repo: Path, user: str) -> list[str] | None:
+    (found,) = kit.online(kit.open_store(repo), [user], "behavior_sequence")["behavior_sequence__item_ids"]
+    return found
+
+
+@pytest.mark.parametrize("on_the_fly", ["worker", "background"])
+def test_behaviors_that_fill_no_partition_are_shown_by_whoever_works_next_once_the_store_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, on_the_fly: str
+) -> None:
+    repo = kit.repo_to_push_to(tmp_path / "repo", on_the_fly="worker")
+    usual = (repo / "feature_store.yaml").read_text(encoding="utf-8")
+    kit.set_engine(repo, on_the_fly=on_the_fly)
+    kit.set_keys(repo, online_store={"type": "redis", "connection_string": "127.0.0.1:1"})
+    store = kit.open_store(repo)
+    with caplog.at_level(logging.WARNING, logger="liber_feast.engine"):
+        store.push("behavior_push", kit.behavior("u0005", "i0001", at=kit.END - timedelta(days=9)))
+    kit.close(store)
+    assert LEFT[on_the_fly] in caplog.text
+    assert repo_status(repo)["waiting_users"] == 1
+    (repo / "feature_store.yaml").write_text(usual, encoding="utf-8")
+    assert sequence_of(repo, "u0005") is None
+    job = open_repo_job(repo)
+    job.drain(Report())
+    job.memory.close()
+    assert kit.online(kit.open_store(repo), ["u0005"], "behavior_sequence")["behavior_sequence__item_ids"] == [
+        ["i0001"]
+    ]
+    assert repo_status(repo)["waiting_users"] == 0

@@ -278,7 +278,7 @@ def _write(
     if moved.any():
         move_to_partitions(connection, rows.take(moved), indexes[moved])
     sealed = rows.take(is_sealed)
-    _let_wait(connection, np.unique(sealed.user_key), now=seal.now)
+    let_wait(connection, np.unique(sealed.user_key).tolist(), now=seal.now)
     return _seal(connection, sealed, indexes[is_sealed], states=states, seal=seal)
 
 
@@ -330,11 +330,14 @@ def _move_places(rows: BehaviorRows, states: UserStates) -> None:
         sealed_time[user], states.sealed_behavior_id[user] = max(before, (time, name))
 
 
-def _let_wait(connection: sa.Connection, keys: Ints, *, now: int) -> None:
-    """Note that something of these users is not yet readable online; one who waits already waits for more."""
+def let_wait(connection: sa.Connection, keys: Sequence[int], *, now: int) -> None:
+    """Note that something of these users is not yet readable online; one who waits already waits for more.
+
+    `keys` are ascending, so that of two that let the same users wait one waits for the other.
+    """
     firsts = {"number": 1, "since": now, "not_before": 0, "claim_count": 0}
     columns = {name: [value] * len(keys) for name, value in firsts.items()}
-    execute_many(connection, _wait_statement(connection.dialect.name), {"user_key": keys.tolist(), **columns})
+    execute_many(connection, _wait_statement(connection.dialect.name), {"user_key": keys, **columns})
 
 
 @cache

@@ -106,7 +106,7 @@ waiting = sa.Table(
     sa.Column("lease_until", sa.BigInteger),
     _count("claim_count", comment="claims that did not end"),
 )
-"""Users of whom something sealed is not yet readable online; a row goes when it is."""
+"""Users of whom something is not yet readable online, what was sealed in the first place; a row goes when it is."""
 sa.Index("waiting_by_time", waiting.c.since)
 
 leases = sa.Table(
