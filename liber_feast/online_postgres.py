@@ -4,8 +4,8 @@ Feast's table has a time of the event and one of creation, both to the microseco
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import Any
@@ -53,10 +53,14 @@ class PostgresWriter:
         condition = sql.SQL("") if force else _NEWEST
         statement = _WRITE.format(table=self._table(view), condition=condition)
         # In the order of the keys, so that two writers wait for each other and neither for both.
-        places = sorted(range(len(rows.keys)), key=rows.keys.__getitem__)
-        with self._writing() as connection, connection.cursor() as cursor:
-            cursor.executemany(statement, list(_feature_rows(rows.take(places))))
-            return cursor.rowcount // max(1, len(rows.features))
+        values = list(_feature_rows(rows.take(sorted(range(len(rows.keys)), key=rows.keys.__getitem__))))
+
+        def write_all(connection: psycopg.Connection[Any]) -> int:
+            with connection.cursor() as cursor:
+                cursor.executemany(statement, values)
+                return cursor.rowcount // max(1, len(rows.features))
+
+        return self._run(write_all)
 
     def delete(self, view: FeatureView, keys: Sequence[bytes]) -> int:
         """Delete the rows of the keys; return how many there were.
@@ -65,8 +69,11 @@ class PostgresWriter:
             OnlineStoreAway, StoreNotReady, StoreFailure: as `write`.
         """
         statement = sql.SQL("DELETE FROM {} WHERE entity_key = ANY(%s) RETURNING entity_key").format(self._table(view))
-        with self._writing() as connection:
+
+        def delete_all(connection: psycopg.Connection[Any]) -> int:
             return len({bytes(key) for (key,) in connection.execute(statement, (list(keys),)).fetchall()})
+
+        return self._run(delete_all)
 
     def close(self) -> None:
         """Give back the connection; the next write opens it again."""
@@ -79,22 +86,24 @@ class PostgresWriter:
         is_versioned = self._config.registry.enable_online_feature_view_versioning
         return sql.Identifier(compute_table_id(self._config.project, view, is_versioned))
 
-    @contextmanager
-    def _writing(self) -> Iterator[psycopg.Connection[Any]]:
+    def _run(self, work: Callable[[psycopg.Connection[Any]], int]) -> int:
+        """Do `work`, which may be done twice, in one transaction; a connection that the server ended is replaced."""
         with self._lock, _in_one_line(self._block):
-            connection = self._connection()
-            try:
-                with connection.transaction():
-                    yield connection
-            except psycopg.OperationalError:
-                connection.close()
-                raise
+            before = self._open()
+            if before is not None:
+                with suppress(psycopg.OperationalError):  # the server may have restarted since
+                    return _in_transaction(before, work)
+            return _in_transaction(self._connect(), work)
 
-    def _connection(self) -> psycopg.Connection[Any]:
+    def _open(self) -> psycopg.Connection[Any] | None:
+        """Return the connection of the write before, if it is of this process."""
         if self._opened is not None:
             process, connection = self._opened
             if process == os.getpid() and not connection.closed:
                 return connection
+        return None
+
+    def _connect(self) -> psycopg.Connection[Any]:
         opened = psycopg.connect(
             _get_conninfo(self._block),
             connect_timeout=CONNECT_SECONDS,
@@ -103,6 +112,15 @@ class PostgresWriter:
         )
         self._opened = (os.getpid(), opened)
         return opened
+
+
+def _in_transaction(connection: psycopg.Connection[Any], work: Callable[[psycopg.Connection[Any]], int]) -> int:
+    try:
+        with connection.transaction():
+            return work(connection)
+    except psycopg.OperationalError:
+        connection.close()
+        raise
 
 
 def _feature_rows(rows: EncodedRows) -> Iterator[tuple[bytes, str, bytes, str | None, datetime, datetime]]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 from liber_feast.errors import OnlineStoreAway, StoreFailure, StoreNotReady
 from liber_feast.online import FeastOnlineSink, FeastWriter, open_writer
 from liber_feast.online_values import EncodedRows, entity_keys
-from tests.online_parts import BLOCKS, forget_redis, row_table
+from tests.online_parts import BLOCKS, POSTGRES, forget_redis, row_table
 
 TIME = 1_700_000_000_000_000
 SOURCE = FileSource(path="unused", timestamp_field="event_timestamp", created_timestamp_column="created_timestamp")
@@ -229,6 +230,27 @@ def test_a_store_that_does_not_answer_is_away_in_one_line_without_its_password(
         write(sink, "u1", 1)
     assert "\n" not in away.value.message
     assert "secret" not in away.value.message
+
+
+def test_a_connection_that_postgresql_ended_is_replaced(tmp_path: Path) -> None:
+    with BLOCKS["postgres"](tmp_path) as block:
+        config = config_of(block, tmp_path)
+        writer, view = open_writer(get_online_store_from_config(config.online_store), config), view_named(OURS)
+        store = get_online_store_from_config(config.online_store)
+        store.update(config, [], [view], [], [], partial=False)
+        online = Online(config=config, store=store, views={OURS: view})
+        keys = entity_keys(view, ["u1"])
+        for value in range(2):
+            features = {"value": [Value(int64_val=value).SerializeToString()]}
+            rows = EncodedRows(
+                keys=keys, event_times=[TIME], numbers=[value], features=features, texts={"value": [None]}
+            )
+            assert writer.write(view, rows) == 1
+            assert online.read("u1")[1] == value
+            with psycopg.connect(POSTGRES.replace("+psycopg", "")) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", [writer._opened[1].info.backend_pid])
+        writer.close()
+        online.close()
 
 
 @dataclass(frozen=True, kw_only=True)
