@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
-from liber_feast.errors import LiberError, RetryableError
+from liber_feast.errors import LiberError, MemoryAway, RetryableError
 from liber_feast.materialize import Job, Report
 from liber_feast.memory import claims
 from liber_feast.memory.claims import Claim
@@ -166,11 +166,9 @@ def run_worker(open_job: OpenJob, *, number: int = 0, once: bool = False, port: 
     """Be worker `number` until SIGTERM or SIGINT, and say on stderr what was done."""
     stop = Signals()
     with stop.handled():
-        try:
-            job = open_job()
-        except LiberError as error:
-            say(f"Error: {error.message}")
-            sys.exit(error.exit_code)
+        job = _opened(open_job, stop)
+        if job is None:
+            return
         worker = Worker(job, stop=stop, say=say)
         with exposed_metrics(
             port=None if port is None else port + number, textfile=None, count_pending=job.count_pending
@@ -179,6 +177,22 @@ def run_worker(open_job: OpenJob, *, number: int = 0, once: bool = False, port: 
         job.close_llm()
         job.memory.close()
         say(f"worker {number}: {worker.report.line()}")
+
+
+def _opened(open_job: OpenJob, stop: Stop) -> Job | None:
+    """Open the job, as soon as its memory answers; None: the stop came before. Any other error ends the process."""
+    pause_s = PAUSE_S[0]
+    while not stop.is_set():
+        try:
+            return open_job()
+        except MemoryAway as error:
+            say(f"Warning: {error.message}")
+        except LiberError as error:
+            say(f"Error: {error.message}")
+            sys.exit(error.exit_code)
+        stop.wait(pause_s)
+        pause_s = min(2 * pause_s, PAUSE_S[1])
+    return None
 
 
 def supervise(open_job: OpenJob, *, concurrency: int = 1, once: bool = False, port: int | None = None) -> int:

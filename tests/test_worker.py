@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from liber_feast.background import BackgroundDrain
-from liber_feast.errors import BackendUnreachable, BudgetExhausted, OnlineStoreAway
+from liber_feast.errors import BackendUnreachable, BudgetExhausted, MemoryAway, OnlineStoreAway
 from liber_feast.interest import Answers, LearnedText, SummaryRequest
 from liber_feast.materialize import Job, Report
+from liber_feast.memory import Memory
 from liber_feast.memory.claims import claim
 from liber_feast.pace import Pace
-from liber_feast.worker import PAUSE_S, Worker
+from liber_feast.worker import PAUSE_S, Worker, run_worker
 from tests.failure_parts import row_sinks
 from tests.memory_parts import EchoLearner, OnlineRows
 from tests.worker_parts import asked, calls, kept_texts, let_claims_end, seal, small_job, waiting_rows
@@ -198,6 +199,28 @@ def test_a_poison_partition_fails_after_its_attempts_and_stops_nobody(tmp_path: 
     with job.memory.reading() as connection:
         reasons = connection.exec_driver_sql("SELECT failure FROM partitions WHERE failure IS NOT NULL").scalars().all()
     assert reasons == ["no worker survived it (3 claims)"]
+
+
+def test_a_worker_whose_memory_is_away_when_it_starts_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("liber_feast.worker.PAUSE_S", (0.01, 0.02))
+    answers = [MemoryAway("The memory does not answer."), MemoryAway("Nor now."), job_in(tmp_path)]
+    memory = Memory.open("sqlite:///memory.db", base=tmp_path)
+    seal(memory, ["ann"])
+
+    def open_job() -> Job:
+        answer = answers.pop(0)
+        if isinstance(answer, MemoryAway):
+            raise answer
+        return answer
+
+    run_worker(open_job, once=True)
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == ["Warning: The memory does not answer.", "Warning: Nor now."]
+    assert said[-1].startswith("worker 0: ")
+    assert waiting_rows(memory) == {}
+    memory.close()
 
 
 def until(holds: Callable[[], bool], *, patience_s: float = 10.0) -> None:
