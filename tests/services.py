@@ -5,15 +5,19 @@ A test module takes a fixture by naming it: `memory_url = services.memory_url`.
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis
 import sqlalchemy as sa
 
 POSTGRES = os.environ.get("LIBER_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
@@ -29,16 +33,20 @@ def memory_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'memory.db'}"
     else:
-        yield from _schema_url()
+        with postgres_schema() as url:
+            yield url
 
 
 @pytest.fixture
 def postgres_url() -> Iterator[str]:
     """The URL of an empty schema of PostgreSQL, dropped afterwards."""
-    yield from _schema_url()
+    with postgres_schema() as url:
+        yield url
 
 
-def _schema_url() -> Iterator[str]:
+@contextmanager
+def postgres_schema() -> Iterator[str]:
+    """The URL of an empty schema, dropped at the end; where there is no server, the test is skipped."""
     server = sa.create_engine(POSTGRES, connect_args={"connect_timeout": 5, "options": "-clock_timeout=20s"})
     name = f"liber_test_{uuid.uuid4().hex}"
     try:
@@ -46,10 +54,12 @@ def _schema_url() -> Iterator[str]:
             connection.execute(sa.schema.CreateSchema(name))
     except sa.exc.OperationalError:
         pytest.skip("no PostgreSQL answers here; LIBER_TEST_POSTGRES can name one")
-    yield sa.make_url(POSTGRES).update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(False)
-    with server.begin() as connection:
-        connection.execute(sa.schema.DropSchema(name, cascade=True))
-    server.dispose()
+    try:
+        yield sa.make_url(POSTGRES).update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(False)
+    finally:
+        with server.begin() as connection:
+            connection.execute(sa.schema.DropSchema(name, cascade=True))
+        server.dispose()
 
 
 @dataclass(kw_only=True)
@@ -101,6 +111,63 @@ def postgres_cluster() -> Iterator[PostgresCluster]:
     if (folder / "data" / "postmaster.pid").exists():
         cluster.stop()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(kw_only=True)
+class RedisServer:
+    """A Redis of a test's own, which the test may stop and start; it keeps what it was given."""
+
+    folder: Path
+    port: int
+    _running: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start the server, and return when it answers."""
+        options = {"port": self.port, "dir": self.folder, "save": "", "appendonly": "yes", "appendfsync": "always"}
+        command = [_program("redis-server"), "--bind", "127.0.0.1"]
+        command += [one for name, value in options.items() for one in (f"--{name}", str(value))]
+        with (self.folder / "log").open("ab") as log:
+            self._running = subprocess.Popen([str(one) for one in command], stdout=log, stderr=subprocess.STDOUT)
+        client, deadline = redis.Redis(port=self.port, socket_connect_timeout=1), time.monotonic() + 20
+        while True:
+            try:
+                client.ping()
+                client.close()
+                return
+            except redis.RedisError:
+                assert self._running.poll() is None, (self.folder / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End the server at once."""
+        if self._running is not None:
+            self._running.kill()
+            self._running.wait(10)
+            self._running = None
+
+    def hang(self, *, is_hanging: bool) -> None:
+        """Let the server answer nobody, though connections are open, or again."""
+        assert self._running is not None
+        self._running.send_signal(signal.SIGSTOP if is_hanging else signal.SIGCONT)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A running Redis of the test's own."""
+    if _program("redis-server") is None:
+        pytest.skip("redis-server is not on the PATH")
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = RedisServer(folder=folder, port=free_port())
+    server.start()
+    yield server
+    server.stop()
 
 
 def free_port() -> int:

@@ -1,36 +1,54 @@
-"""Processes that die at every moment leave what an uninterrupted run leaves.
+"""Processes that die at every moment leave what an uninterrupted run leaves, whatever services they share.
 
-`LIBER_KILLS` says how many are killed: 25 in the suite, 200 by `make test-nightly`.
+`LIBER_KILLS` says how many are killed of each form: by default a few, 200 by `make test-nightly`.
 """
 
 import math
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow as pa
 import pytest
 
-from liber_feast.behavior import USER
-from liber_feast.datasets import read_data_set
 from liber_feast.materialize import Report
-from tests import crash_parts
-from tests import feature_repo_kit as kit
-from tests.crash_parts import POINTS, STOP, TINY_ENCODER, Doom, job_of, paid_twice, produce, stores_of, streams, work
+from tests.crash_parts import (
+    DEATHS,
+    PRODUCER_POINTS,
+    STOP,
+    WORKER_POINTS,
+    Doom,
+    behaviors_by_user,
+    deaths_at_points,
+    fresh_repo,
+    opened,
+    paid_twice,
+    produce,
+    stores_of,
+    streams,
+    take_encoder,
+    uninterrupted,
+    work,
+)
+from tests.form_parts import FORMS, form_of
 
-KILLS = int(os.environ.get("LIBER_KILLS", "25"))
-PRODUCERS, WORKERS, USERS, BEHAVIORS = 4, 3, 12, 360
-PATIENCE_S = 600
+KILLS = {"sqlite": 25, "redis": 15, "postgres": 10}
+"""By form, in the suite."""
+NIGHTLY_KILLS = int(os.environ.get("LIBER_KILLS", "0"))
+PRODUCERS, WORKERS, USERS = 4, 3, 12
+BEHAVIORS = 360 + 10 * NIGHTLY_KILLS
+"""Enough of them that there is work until the last kill."""
+PATIENCE_S = 900
 AT_POINT, LONGEST_S = 0.6, 3.0
 """How often a process is killed at a named point, and after how many seconds at most it is killed otherwise."""
-ENGINE = {"worker": {"lease_s": 1.0}}
+ENGINE = {"worker": {"lease_s": 1.5, "max_claims": 1_000}}
+"""However often a user's worker is killed, no text is given up for it: that is another test's."""
 
 
 @dataclass(kw_only=True)
@@ -38,14 +56,21 @@ class Process:
     """A process that is started again whenever it was killed."""
 
     start: Callable[[Doom], Any]
+    points: Sequence[str]
+    """Where it can be killed."""
+    path: Path
+    """Where it writes down that it dies at one."""
     running: Any = None
     killed_at: float = math.inf
     """When it is killed from outside, if it is."""
+    untried: list[str] = field(default_factory=list)
 
-    def begin(self, generator: random.Random, points: list[str]) -> None:
-        """Start the process, to be killed at one of `points`, which is taken from them, or at any moment."""
-        at_point = bool(points) and generator.random() < AT_POINT
-        self._begin(Doom(point=points.pop(), count=generator.randint(1, 3)) if at_point else Doom())
+    def begin(self, generator: random.Random) -> None:
+        """Start the process, to be killed at one of its points, each as often as the others, or at any moment."""
+        at_point = generator.random() < AT_POINT
+        self.untried = self.untried or generator.sample(self.points, len(self.points))
+        point = self.untried.pop() if at_point else None
+        self._begin(Doom(point=point, count=generator.randint(1, 3), path=self.path))
         longest_s = 4 * LONGEST_S if at_point else LONGEST_S  # the point may never come
         self.killed_at = time.monotonic() + generator.uniform(0.05, longest_s)
 
@@ -78,63 +103,42 @@ class Ordeal:
     kills: int = 0
 
     def run(self, *, kills: int) -> None:
-        points = self.generator.sample(POINTS, len(POINTS))
         for process in self.processes:
-            process.begin(self.generator, points)
+            process.begin(self.generator)
         deadline = time.monotonic() + PATIENCE_S
         while self.kills < kills or not all(process.is_done for process in self.processes[:PRODUCERS]):
             assert time.monotonic() < deadline, f"{self.kills} kills after {PATIENCE_S} s"
             for process in self.processes:
-                self._look(process, points, kills=kills)
+                self._look(process, kills=kills)
             time.sleep(0.02)
 
-    def _look(self, process: Process, points: list[str], *, kills: int) -> None:
+    def _look(self, process: Process, *, kills: int) -> None:
         if self.kills < kills:
             process.kill_if_due()
         if process.was_killed:
             self.kills += 1
             if self.kills < kills:
-                process.begin(self.generator, points)
+                process.begin(self.generator)
             else:
                 process.begin_for_good()
         assert process.running.exitcode in (None, 0, -signal.SIGKILL), "a process failed"
 
 
 @pytest.fixture(scope="module")
-def data() -> dict[str, Any]:
-    behaviors = read_data_set("synthetic", seed=9, users=USERS, behaviors=BEHAVIORS).behaviors
-    names = sorted(set(behaviors[USER].to_pylist()))
-    return {name: behaviors.filter(pc.equal(behaviors[USER], name)) for name in names}
-
-
-def fresh_repo(folder: Path) -> Path:
-    repo = kit.copy_feature_repo(folder, **ENGINE)
-    kit.write_data_set(kit.small_data_set(), repo)
-    kit.apply(repo)
-    return repo
+def data() -> dict[str, pa.Table]:
+    return behaviors_by_user(users=USERS, count=BEHAVIORS)
 
 
 @pytest.fixture(scope="module")
-def reference(data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repo to which the streams were given whole, by one process that nothing interrupts."""
-    repo = fresh_repo(tmp_path_factory.mktemp("reference") / "repo")
-    job = job_of(repo)
-    for batch in streams(data, size=7):
-        crash_parts.append(job, batch)
-    job.drain(Report())
-    job.memory.close()
-    return repo
+def reference(data: dict[str, pa.Table], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return uninterrupted(tmp_path_factory.mktemp("reference") / "repo", data)
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_killed_producers_and_workers_leave_what_an_uninterrupted_run_leaves(
-    data: dict[str, Any], reference: Path, tmp_path: Path, seed: int
-) -> None:
-    repo = fresh_repo(tmp_path / "repo")
-    shutil.copytree(reference / TINY_ENCODER, repo / TINY_ENCODER)
+def processes_of(repo: Path, data: dict[str, pa.Table]) -> list[Process]:
+    """Return producers, each of users of its own, and workers."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.crash_parts"])
-    names = list(data)
+    names, path = list(data), repo / DEATHS
     parts = [{name: data[name] for name in names[number::PRODUCERS]} for number in range(PRODUCERS)]
 
     def producer(number: int) -> Callable[[Doom], Any]:
@@ -144,23 +148,34 @@ def test_killed_producers_and_workers_leave_what_an_uninterrupted_run_leaves(
     def worker() -> Callable[[Doom], Any]:
         return lambda doom: context.Process(target=work, args=(repo, doom))
 
-    starts = [*(producer(number) for number in range(PRODUCERS)), *(worker() for _ in range(WORKERS))]
-    ordeal = Ordeal(processes=[Process(start=start) for start in starts], generator=random.Random(seed))
-    try:
-        ordeal.run(kills=KILLS)
-    finally:
-        (repo / STOP).touch()
-        for process in ordeal.processes:
-            process.running.join(60)
-            process.running.kill()
-    job = job_of(repo)
-    job.drain(Report())
-    job.memory.close()
-    assert ordeal.kills >= KILLS
-    found, expected = stores_of(repo, names), stores_of(reference, names)
-    assert {name: len(rows) for name, rows in found["delta"].items()} == {
-        name: len(rows) for name, rows in expected["delta"].items()
-    }
-    assert found == expected
-    assert (found["unfinished"], found["waiting"]) == (0, 0)
-    assert paid_twice(repo) == []
+    producers = [Process(start=producer(one), points=PRODUCER_POINTS, path=path) for one in range(PRODUCERS)]
+    return [*producers, *(Process(start=worker(), points=WORKER_POINTS, path=path) for _ in range(WORKERS))]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_killed_producers_and_workers_leave_what_an_uninterrupted_run_leaves(
+    data: dict[str, pa.Table], reference: Path, tmp_path: Path, name: str
+) -> None:
+    with form_of(name, tmp_path) as form:
+        repo, kills = fresh_repo(tmp_path / "repo", form, **ENGINE), NIGHTLY_KILLS or KILLS[name]
+        take_encoder(reference, repo)
+        ordeal = Ordeal(processes=processes_of(repo, data), generator=random.Random(name))
+        try:
+            ordeal.run(kills=kills)
+        finally:
+            (repo / STOP).touch()
+            for process in ordeal.processes:
+                process.running.join(60)
+                process.running.kill()
+        with opened(repo) as job:
+            job.drain(Report())
+        assert ordeal.kills >= kills
+        found, expected = stores_of(repo, list(data)), stores_of(reference, list(data))
+        assert {table: len(rows) for table, rows in found["delta"].items()} == {
+            table: len(rows) for table, rows in expected["delta"].items()
+        }
+        assert found == expected
+        assert (found["unfinished"], found["waiting"]) == (0, 0)
+        assert paid_twice(repo) == []
+        if NIGHTLY_KILLS >= 200:
+            assert set(deaths_at_points(repo)) == {*PRODUCER_POINTS, *WORKER_POINTS}
