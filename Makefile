@@ -1,7 +1,7 @@
 # make quickstart [DATA=folder]   set up, then go the whole way from behaviors to a served score
 # make test [PROCESSES=2]         set up, then every test but those of the vLLM engine
 # make test-vllm                  set up .venv-vllm, then the tests of the vLLM engine
-# make test-nightly               the crash tests with 200 killed processes
+# make test-nightly               the crash tests with 200 killed processes, the outage tests with services away for 60 s
 # make check                      lint, types and the quick tests
 # make fmt                        sort imports and format
 # make bench                      every benchmark; each ends with one JSON object
@@ -68,7 +68,7 @@ test-vllm: $(VLLM_STAMP)
 	@.venv-vllm/bin/python -m pytest tests/vllm
 
 test-nightly: $(STAMP)
-	@LIBER_KILLS=200 $(BIN)/python -m pytest tests/test_crash_races.py
+	@LIBER_KILLS=200 LIBER_OUTAGE_S=60 $(BIN)/python -m pytest tests/test_crash_races.py tests/test_outage_processes.py
 
 check: $(STAMP)
 	@$(MAKE) --no-print-directory --jobs 2 lint types quick
