@@ -1,6 +1,5 @@
 """Several processes spend one budget; one of them is killed."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -16,11 +15,11 @@ from liber_feast.memory.ledger import MemoryLedger
 from liber_feast.memory.spending import run_spent, spent
 from tests import services
 from tests.ledger_parts import MOST, TODAY, answered, counters, ledger_of, planned, sums
+from tests.processes import PROCESSES
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-SPAWN = multiprocessing.get_context("spawn")
 WORKERS, CALLS, TOKENS = 4, 200, 15_000
 PATIENCE_S = 300
 
@@ -68,8 +67,8 @@ def heard_from(ready: "Connection[bool, bool]") -> None:
 
 def test_workers_use_up_the_budget_of_a_day_together_and_never_more(memory_url: str) -> None:
     memory = opened(memory_url)
-    pipes = [SPAWN.Pipe() for _ in range(WORKERS)]
-    workers = [SPAWN.Process(target=spend_until_refused, args=(memory_url, theirs)) for _, theirs in pipes]
+    pipes = [PROCESSES.Pipe() for _ in range(WORKERS)]
+    workers = [PROCESSES.Process(target=spend_until_refused, args=(memory_url, theirs)) for _, theirs in pipes]
     for worker in workers:
         worker.start()
     for ours, _ in pipes:
@@ -94,8 +93,8 @@ def test_workers_use_up_the_budget_of_a_day_together_and_never_more(memory_url: 
 
 def test_the_calls_of_a_killed_worker_stay_reserved_for_the_next(memory_url: str) -> None:
     memory = opened(memory_url)
-    ours, theirs = SPAWN.Pipe()
-    worker = SPAWN.Process(target=reserve_and_hang, args=(memory_url, theirs))
+    ours, theirs = PROCESSES.Pipe()
+    worker = PROCESSES.Process(target=reserve_and_hang, args=(memory_url, theirs))
     worker.start()
     heard_from(ours)
     assert worker.pid is not None

@@ -1,6 +1,5 @@
 """Several processes push the same users at once: every behavior is kept once, in one partition or in the cache."""
 
-import multiprocessing
 import random
 import threading
 from collections import Counter
@@ -21,14 +20,13 @@ from liber_feast.memory.schema import users, waiting
 from liber_feast.partition import partition_hash
 from tests import services
 from tests.memory_parts import START, behavior, contents, table_of
+from tests.processes import PROCESSES
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 memory_url = services.memory_url
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["liber_feast.memory", "tests.memory_parts"])
 PRODUCERS, USERS, PER_USER, SIZE = 8, 6, 90, 4
 PATIENCE_S = 120
 

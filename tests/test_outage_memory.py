@@ -21,6 +21,7 @@ from liber_feast.memory.call_tables import calls
 from tests import services
 from tests.ledger_parts import ledger_of, planned
 from tests.memory_parts import append_all, behavior, contents, everything, new_memory
+from tests.processes import PROCESSES
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
 memory_url = services.memory_url
 postgres_cluster = services.postgres_cluster
 
-SPAWN, FORK = multiprocessing.get_context("spawn"), multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("fork")
 PATIENCE_S = 60
 NOBODY = 65_534
 
 
 def said_by(work: "Callable[[Connection[str, str], str], None]", argument: str) -> str:
     """Return what a process of its own says that does `work`."""
-    ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=work, args=(theirs, argument))
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=work, args=(theirs, argument))
     process.start()
     assert ours.poll(PATIENCE_S), "the process says nothing"
     said = ours.recv()
@@ -184,8 +185,8 @@ def open_one(said: "Connection[str, str]", url: str) -> None:
 
 
 def test_processes_that_open_a_fresh_memory_at_once_make_one(memory_url: str) -> None:
-    pipes = [SPAWN.Pipe() for _ in range(2)]
-    processes = [SPAWN.Process(target=open_one, args=(theirs, memory_url)) for _, theirs in pipes]
+    pipes = [PROCESSES.Pipe() for _ in range(2)]
+    processes = [PROCESSES.Process(target=open_one, args=(theirs, memory_url)) for _, theirs in pipes]
     for process in processes:
         process.start()
     assert all(ours.poll(PATIENCE_S) and ours.recv() == "ready" for ours, _ in pipes)

@@ -1,6 +1,5 @@
 """Worker processes: several of them, stopped and killed, pay for no text twice and leave nothing undone."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -18,6 +17,7 @@ from liber_feast.memory import Memory
 from liber_feast.pace import Pace
 from liber_feast.worker import run_worker, supervise
 from tests import services
+from tests.processes import PROCESSES
 from tests.worker_parts import asked, calls, kept_texts, seal, small_job, waiting_rows
 
 memory_url = services.memory_url
@@ -27,9 +27,6 @@ TEXTS = sorted(
 )
 PATIENCE_S = 60
 PACE = Pace(batch=2, wait_ms=0, poll_ms=20, lease_s=20.0)
-
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["tests.test_worker_processes"])
 
 
 def memory_of(url: str, folder: Path) -> Memory:
@@ -44,7 +41,7 @@ def opener(url: str, folder: Path, *, seconds: float, lease_s: float = PACE.leas
 
 
 def started(open_job: partial[object], *, once: bool = False) -> BaseProcess:
-    process = FORK.Process(target=run_worker, args=(open_job,), kwargs={"once": once})
+    process = PROCESSES.Process(target=run_worker, args=(open_job,), kwargs={"once": once})
     process.start()
     return process
 
@@ -99,7 +96,7 @@ def test_three_workers_share_no_user_pay_for_no_text_twice_and_end_when_nobody_w
 def test_two_materializations_at_once_pay_for_each_text_once(memory_url: str, tmp_path: Path) -> None:
     memory = memory_of(memory_url, tmp_path)
     open_job = opener(memory_url, tmp_path, seconds=0.02)
-    runs = [FORK.Process(target=materialize, args=(open_job,)) for _ in range(2)]
+    runs = [PROCESSES.Process(target=materialize, args=(open_job,)) for _ in range(2)]
     for run in runs:
         run.start()
     assert ended(*runs) == [0, 0]
@@ -167,7 +164,7 @@ def test_workers_that_die_are_started_again_until_what_kills_them_has_failed(tmp
     seal(memory, ["ann", "bob"])
     pace = Pace(batch=2, wait_ms=0, poll_ms=20, lease_s=2.0, max_claims=2)
     open_job = partial(small_job, tmp_path, url, deadly="bob", pace=pace)
-    parent = FORK.Process(target=supervise_here, args=(open_job, 1, True))
+    parent = PROCESSES.Process(target=supervise_here, args=(open_job, 1, True))
     parent.start()
     assert ended(parent) == [0]
     assert kept_texts(memory) == [("summary", "ann", 0)]
@@ -187,7 +184,7 @@ def test_workers_end_what_they_have_begun_and_exit_when_their_parent_is_asked_to
 ) -> None:
     url = f"sqlite:///{tmp_path / 'memory.db'}"
     memory = memory_of(url, tmp_path)
-    parent = FORK.Process(target=supervise_here, args=(opener(url, tmp_path, seconds=0.1), 2, False))
+    parent = PROCESSES.Process(target=supervise_here, args=(opener(url, tmp_path, seconds=0.1), 2, False))
     parent.start()
     until(lambda: len({one.pid for one in calls(tmp_path)}) == 2)
     assert parent.pid is not None
