@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 import yaml
+from click.testing import Result
 from feast import FeatureStore
 
 from benchmarks._llm_server import LLMServer
@@ -120,7 +121,7 @@ def environment_of(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200", **more}
 
 
-def errors_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+def errors_of(done: subprocess.CompletedProcess[str] | Result) -> list[str]:
     """Return the lines of stderr that are an error, after asserting that none is a traceback."""
     assert "Traceback" not in done.stderr, done.stderr
     return [line for line in done.stderr.splitlines() if line.startswith("Error: ")]

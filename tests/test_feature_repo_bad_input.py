@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from click.testing import CliRunner, Result
 from deltalake import write_deltalake
-from feast.cli.cli import cli as feast_program
 
 from liber_feast import cli
 from tests import feature_repo_kit as kit
@@ -26,12 +24,6 @@ def run_feast(repo: Path, *arguments: str, path: str = "") -> "subprocess.Comple
     program = Path(sys.executable).with_name("feast")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (path, root)))}
     return subprocess.run([program, *arguments], cwd=repo, env=environment, capture_output=True, text=True, check=False)
-
-
-def feast(repo: Path, *arguments: str) -> Result:
-    """Run the `feast` program's code in this process, which is faster."""
-    with kit.definitions(repo):
-        return CliRunner().invoke(feast_program, ["--chdir", str(repo), *arguments])
 
 
 def liber(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
@@ -98,7 +90,7 @@ def test_a_wrong_key_is_named_by_apply_and_by_materialize(
     set_key(repo, old, new)
     before = data_of(repo), (repo / "data" / "registry.db").read_bytes()
     for arguments in (("apply",), WINDOW):
-        done = feast(repo, *arguments)
+        done = kit.feast(repo, *arguments)
         assert done.exit_code == 1
         assert_one_line(done.stderr, "Error: ", what, hint)
     assert (data_of(repo), (repo / "data" / "registry.db").read_bytes()) == before
@@ -121,15 +113,15 @@ def test_a_start_after_the_end_ends_in_one_line(tmp_path: Path) -> None:
 
 def test_a_store_that_was_never_applied_ends_in_one_line(tmp_path: Path) -> None:
     repo = kit.copy_feature_repo(tmp_path / "repo")
-    done = run_feast(repo, *WINDOW)
-    assert done.returncode == 1
+    done = kit.feast(repo, *WINDOW)
+    assert done.exit_code == 1
     assert_one_line(done.stderr, "The registry of project 'liber' has no feature view. Run `feast apply` first.")
     assert not data_of(repo)
 
 
 def test_a_store_that_was_never_loaded_cannot_be_applied(tmp_path: Path) -> None:
     repo = kit.copy_feature_repo(tmp_path / "repo")
-    done = feast(repo, "apply")
+    done = kit.feast(repo, "apply")
     assert done.exit_code == 1
     assert_one_line(done.stderr, "there is no Delta table at", "Run `liber load DATA --repo .`")
     assert not data_of(repo)
@@ -139,7 +131,7 @@ def test_a_store_that_was_never_loaded_cannot_be_applied(tmp_path: Path) -> None
 def test_a_missing_log_is_named_with_what_writes_it(tmp_path: Path) -> None:
     repo = kit.loaded_repo(tmp_path / "repo")
     shutil.rmtree(repo / "data" / "behaviors")
-    done = feast(repo, *WINDOW)
+    done = kit.feast(repo, *WINDOW)
     assert done.exit_code == 1
     assert_one_line(
         done.stderr, "feature view 'behaviors': there is no Delta table at", "Run `liber load DATA --repo .`"
@@ -172,7 +164,7 @@ def test_a_bad_log_is_refused_whole(tmp_path: Path, change: Callable[[pa.Table],
     write_deltalake(
         str(repo / "data" / "behaviors"), change(kit.log_of(repo)), mode="overwrite", schema_mode="overwrite"
     )
-    done = feast(repo, *WINDOW)
+    done = kit.feast(repo, *WINDOW)
     assert done.exit_code == 1
     assert_one_line(done.stderr, "Error: feature view 'behaviors'", message)
     assert_nothing_materialized(repo)
@@ -183,7 +175,7 @@ def test_times_in_the_far_future_are_refused_whole(tmp_path: Path) -> None:
     log = kit.log_of(repo)
     times = pa.array([*log["event_timestamp"].to_pylist()[:-1], kit.END.replace(year=2200)], pa.timestamp("us", "UTC"))
     write_deltalake(str(repo / "data" / "behaviors"), with_column("event_timestamp", times)(log), mode="overwrite")
-    done = feast(repo, "materialize", "2022-01-01T00:00:00", "2300-01-01T00:00:00")
+    done = kit.feast(repo, "materialize", "2022-01-01T00:00:00", "2300-01-01T00:00:00")
     assert done.exit_code == 1
     assert_one_line(done.stderr, "column 'event_timestamp' has a time in the future in 1 rows, first '2200-01-01")
     assert_nothing_materialized(repo)

@@ -1,9 +1,6 @@
 """`feast materialize` and pushes with a server that writes the texts, and with all that can go wrong on the way."""
 
 import logging
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -27,6 +24,7 @@ from liber_feast.llm_commands import retry
 from liber_feast.repo import repo_status
 from tests import feature_repo_kit as kit
 from tests import llm_repo
+from tests.processes import PROCESSES
 
 FAULTS = "timeout=0.03,429=0.08,500=0.06,drop=0.05,truncate=0.03,empty=0.05"
 """Thirty of a hundred calls."""
@@ -169,16 +167,15 @@ def test_a_killed_run_that_is_started_again_loses_the_calls_in_flight_at_most(
 ) -> None:
     with LLMServer(latency_s=0.15) as slow:
         repo = llm_repo.repo_of(tmp_path / "repo", slow)
-        command = [Path(sys.executable).with_name("feast"), "materialize", *llm_repo.WINDOW]
-        with subprocess.Popen(
-            command, cwd=repo, env=llm_repo.environment_of(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as run:
-            until = time.monotonic() + 90
-            while slow.counts()["calls"] < killed_after:
-                assert run.poll() is None
-                assert time.monotonic() < until
-                time.sleep(0.02)
-            run.send_signal(signal.SIGKILL)
+        run = PROCESSES.Process(target=llm_repo.materialize, args=(repo,), daemon=True)
+        run.start()
+        until = time.monotonic() + 90
+        while slow.counts()["calls"] < killed_after:
+            assert run.is_alive()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        run.kill()
+        run.join()
         llm_repo.materialize(repo)
         assert llm_repo.CALL_COUNT <= slow.counts()["calls"] <= llm_repo.CALL_COUNT + 4
     llm_repo.assert_whole(repo)
@@ -246,8 +243,8 @@ def test_a_context_too_small_for_any_prompt_fails_every_summary_without_a_call(
     tmp_path: Path, server: LLMServer
 ) -> None:
     repo = llm_repo.repo_of(tmp_path / "repo", server, context_tokens=300)
-    done = llm_repo.program("feast", repo, "materialize", *llm_repo.WINDOW)
-    assert done.returncode == 3
+    done = kit.feast(repo, "materialize", *llm_repo.WINDOW)
+    assert done.exit_code == 3
     (line,) = llm_repo.errors_of(done)
     assert line.startswith("Error: 16 texts could not be had: 16 x prompt of ")
     assert "does not fit the context of 300" in line

@@ -26,22 +26,18 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return kit.materialized_repo(tmp_path_factory.mktemp("commands") / "repo")
 
 
-def feast(repo: Path, *arguments: str) -> str:
-    """Run the program in the repo; return its stdout."""
-    done = subprocess.run([FEAST, *arguments], cwd=repo, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def test_the_feature_views_are_listed(repo: Path) -> None:
-    shown = feast(repo, "feature-views", "list")
-    views = {line.split()[0] for line in shown.splitlines()[1:] if line.strip()}
+    done = kit.feast(repo, "feature-views", "list")
+    assert done.exit_code == 0, done.stderr
+    views = {line.split()[0] for line in done.stdout.splitlines()[1:] if line.strip()}
     assert views >= {*kit.LIBER_VIEWS, "behaviors", "user_profile", "item_attributes"}
 
 
 def test_online_features_are_shown(repo: Path) -> None:
     asked = ["-e", "user_id=u0001", "-f", "partition_summary:summary", "-f", "long_term_memory:partition_count"]
-    found = json.loads(feast(repo, "get-online-features", *asked))
+    done = kit.feast(repo, "get-online-features", *asked)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
     assert found["user_id"] == ["u0001"]
     assert found["summary"][0].startswith("The user rated 4 films")
     assert found["partition_count"] == [kit.WINDOW]

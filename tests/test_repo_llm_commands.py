@@ -115,11 +115,15 @@ def test_a_plan_sees_the_window_alone(tmp_path: Path, server: LLMServer) -> None
     assert 0 < plan.missing["summary"] == plan.sealed_count < kit.SEALED_COUNT
 
 
-def test_a_plan_says_which_prompts_do_not_fit(tmp_path: Path, server: LLMServer) -> None:
+def test_a_plan_says_which_prompts_do_not_fit(
+    tmp_path: Path, server: LLMServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     repo = llm_repo.repo_of(tmp_path / "repo", server, context_tokens=300)
     summary, _ = plan_window(repo, *llm_repo.WINDOW).estimate.stages
     assert (summary.calls, summary.too_long) == (0, kit.SEALED_COUNT)
-    shown = llm_repo.program("liber", repo, "plan", *llm_repo.WINDOW, "--repo", ".").stdout
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(monkeypatch, "plan", *llm_repo.WINDOW, "--repo", str(repo)) == 0
+    shown = capsys.readouterr().out
     assert "too long for the context" in shown
     assert f"{kit.SEALED_COUNT} (these fail" in " ".join(shown.split())
 
@@ -337,18 +341,18 @@ def test_a_repo_that_was_never_applied_is_named(tmp_path: Path) -> None:
         plan_window(kit.copy_feature_repo(tmp_path / "repo"), *llm_repo.WINDOW)
 
 
-def test_a_key_of_the_file_is_one_line_in_every_program(tmp_path: Path, server: LLMServer) -> None:
+def test_a_key_of_the_file_is_one_line_in_every_program(
+    tmp_path: Path, server: LLMServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     repo = llm_repo.repo_of(tmp_path / "repo", server)
     llm_repo.set_interest(repo, llm_repo.interest(server, api_key=llm_repo.KEY, budget={"run": {"calls": 1}}))
-    for name, arguments in {
-        "feast": ("materialize", *llm_repo.WINDOW),
-        "liber": ("plan", *llm_repo.WINDOW, "--repo", "."),
-    }.items():
-        done = llm_repo.program(name, repo, *arguments)
-        assert done.returncode == 1
-        (line,) = llm_repo.errors_of(done)
+    done = kit.feast(repo, "materialize", *llm_repo.WINDOW)
+    assert done.exit_code == 1
+    (of_feast,) = llm_repo.errors_of(done)
+    of_liber = error_line(monkeypatch, capsys, "plan", *llm_repo.WINDOW, "--repo", str(repo))
+    for line in (of_feast, of_liber):
         assert "unknown key 'batch_engine.interest.api_key'. API keys come from the environment alone" in line
-        assert llm_repo.KEY not in done.stdout + done.stderr
+    assert llm_repo.KEY not in done.output + of_liber
 
 
 def test_the_programs_end_with_the_exit_code_of_a_budget(tmp_path: Path, server: LLMServer) -> None:
