@@ -4,7 +4,6 @@
 """
 
 import math
-import multiprocessing
 import os
 import random
 import signal
@@ -37,6 +36,7 @@ from tests.crash_parts import (
     work,
 )
 from tests.form_parts import FORMS, form_of
+from tests.processes import PROCESSES
 
 KILLS = {"sqlite": 25, "redis": 15, "postgres": 10}
 """By form, in the suite."""
@@ -47,8 +47,9 @@ BEHAVIORS = 360 + 10 * NIGHTLY_KILLS
 PATIENCE_S = 900
 AT_POINT, LONGEST_S = 0.6, 3.0
 """How often a process is killed at a named point, and after how many seconds at most it is killed otherwise."""
-ENGINE = {"worker": {"lease_s": 1.5, "max_claims": 1_000}}
-"""However often a user's worker is killed, no text is given up for it: that is another test's."""
+ENGINE = {"worker": {"lease_s": 3.0, "max_claims": 1_000}}
+"""A claim lasts for longer than seven processes on two cores keep each other waiting. However often a user's worker is
+killed, no text is given up for it: that is another test's."""
 
 
 @dataclass(kw_only=True)
@@ -136,17 +137,15 @@ def reference(data: dict[str, pa.Table], tmp_path_factory: pytest.TempPathFactor
 
 def processes_of(repo: Path, data: dict[str, pa.Table]) -> list[Process]:
     """Return producers, each of users of its own, and workers."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.crash_parts"])
     names, path = list(data), repo / DEATHS
     parts = [{name: data[name] for name in names[number::PRODUCERS]} for number in range(PRODUCERS)]
 
     def producer(number: int) -> Callable[[Doom], Any]:
         batches = streams(parts[number], size=3)
-        return lambda doom: context.Process(target=produce, args=(repo, str(number), batches, doom))
+        return lambda doom: PROCESSES.Process(target=produce, args=(repo, str(number), batches, doom))
 
     def worker() -> Callable[[Doom], Any]:
-        return lambda doom: context.Process(target=work, args=(repo, doom))
+        return lambda doom: PROCESSES.Process(target=work, args=(repo, doom))
 
     producers = [Process(start=producer(one), points=PRODUCER_POINTS, path=path) for one in range(PRODUCERS)]
     return [*producers, *(Process(start=worker(), points=WORKER_POINTS, path=path) for _ in range(WORKERS))]

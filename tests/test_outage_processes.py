@@ -4,7 +4,6 @@
 """
 
 import logging
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -40,6 +39,7 @@ from tests.crash_parts import (
     uninterrupted,
 )
 from tests.form_parts import Form
+from tests.processes import PROCESSES
 
 postgres_cluster, postgres_url, redis_server = services.postgres_cluster, services.postgres_url, services.redis_server
 
@@ -94,16 +94,14 @@ def test_a_postgresql_that_goes_away_twice_loses_and_pays_nothing_twice(
     form = Form(memory=postgres_cluster.url, online=online, project="outage")
     repo = fresh_repo(tmp_path / "repo", form, worker={"lease_s": 2.0})
     take_encoder(reference, repo)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.crash_parts"])
     halves = [dict(list(data.items())[half::2]) for half in range(2)]
     pause_s = 0.1 + OUTAGE_S / 40
     producers: list[BaseProcess] = [
-        context.Process(target=produce, args=(repo, str(number), streams(half, size=3), Doom(), pause_s))
+        PROCESSES.Process(target=produce, args=(repo, str(number), streams(half, size=3), Doom(), pause_s))
         for number, half in enumerate(halves)
     ]
     logs = [tmp_path / f"worker {number}" for number in range(WORKERS)]
-    workers: list[BaseProcess] = [context.Process(target=be_worker, args=(repo, log)) for log in logs]
+    workers: list[BaseProcess] = [PROCESSES.Process(target=be_worker, args=(repo, log)) for log in logs]
 
     def acknowledged() -> int:
         return sum(len(lines_of(repo / f"{ACKNOWLEDGED}-{number}")) for number in range(len(producers)))
