@@ -15,14 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from liber_feast.errors import InvalidBehaviors
+from liber_feast.errors import InvalidBehaviors, printable
 
 USER, ITEM, RATING, EVENT_TIME, BEHAVIOR_ID = "user_id", "item_id", "rating", "event_timestamp", "behavior_id"
 CREATED_TIME = "created_timestamp"
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 REQUIRED = (USER, ITEM, RATING, EVENT_TIME)
 
-EARLIEST = pa.scalar(datetime(1, 1, 1, tzinfo=UTC), TIMESTAMP)
+EARLIEST = pa.scalar(datetime(1678, 1, 1, tzinfo=UTC), TIMESTAMP)
+"""Before it lie what other programs write for no time (the year 1), and what pandas' nanoseconds cannot hold."""
 MAX_ID_LENGTH = 512
 """Characters of an id of a user, item or behavior: what a database can index."""
 QUOTED_LENGTH = 80
@@ -161,7 +162,7 @@ def _read(reader: Callable[[], pa.Array], name: str, *, source: str) -> pa.Array
 
 def _brief(found: object) -> str:
     """Return what was found as a message quotes it: in one line, and not at any length."""
-    text = " ".join(str(found).split())
+    text = printable(str(found))
     return text if len(text) <= QUOTED_LENGTH else f"{text[:QUOTED_LENGTH]}..."
 
 
@@ -228,7 +229,7 @@ def _times(table: pa.Table, *, now: datetime, source: str) -> pa.Array:
     fix = "Is its unit right (seconds, milliseconds)?"
     latest = pa.scalar(now.astimezone(UTC) + FUTURE_TOLERANCE, TIMESTAMP)
     _refuse(pc.greater(times, latest), times, EVENT_TIME, what="a time in the future", fix=fix, source=source)
-    _refuse(pc.less(times, EARLIEST), times, EVENT_TIME, what="a time before the year 1", fix=fix, source=source)
+    _refuse(pc.less(times, EARLIEST), times, EVENT_TIME, what="a time before 1678", fix=fix, source=source)
     return times
 
 

@@ -41,7 +41,20 @@ def one_line(error: BaseException) -> str:
     """
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", str(error))
     text = re.sub(r"(?is)(?:(?:stack )?backtrace:)?\s*\n\s*0: [^\n]*\n(?:\s+at [^\n]*\n)?\s*1: .*", "", text)
-    return " ".join(text.split()).rstrip(". ")
+    return printable(text).rstrip(". ")
+
+
+def printable(text: str) -> str:
+    """Return a text as a message may quote it: one line, and every character that is not printed by its number.
+
+    NUL ends lines of some logs, half a surrogate pair cannot be written at all, and others turn what follows around.
+    """
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(one if one.isprintable() else _number(one) for one in line)
+
+
+def _number(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 class LiberError(ClickException):

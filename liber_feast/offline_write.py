@@ -131,14 +131,22 @@ def _fit(table: pa.Table, *, schema: pa.Schema, location: Location) -> pa.Table:
     columns = []
     for field in schema:
         try:
-            is_time = pa.types.is_timestamp(field.type)
-            columns.append(_aware(table.column(field.name), field.type).cast(field.type, safe=not is_time))
+            columns.append(fitted(table.column(field.name), field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ConfigError(
                 f"{location.owner}: column {field.name!r} to write has type {table.schema.field(field.name).type}; it"
                 f" does not fit {field.type} of {location.path}: {one_line(error)}."
             ) from error
     return pa.table(columns, schema=schema)
+
+
+def fitted(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a column as a source of this type has it; times are cut to its unit.
+
+    Raises:
+        pa.ArrowInvalid, pa.ArrowNotImplementedError: a value does not fit.
+    """
+    return _aware(column, kind).cast(kind, safe=not pa.types.is_timestamp(kind))
 
 
 def _aware(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

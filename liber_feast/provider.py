@@ -11,20 +11,17 @@ from feast.base_feature_view import BaseFeatureView
 from feast.infra.passthrough_provider import PassthroughProvider
 from feast.infra.registry.base_registry import BaseRegistry
 
+from liber_feast.answers import with_status
 from liber_feast.behavior import EVENT_TIME, REQUIRED, USER
 from liber_feast.engine import LiberComputeEngine
 from liber_feast.errors import ConfigError, InvalidBehaviors
 from liber_feast.job import open_registry
 from liber_feast.materialize import utc_microseconds
 from liber_feast.offline_read import STAGE, locate, open_snapshot
+from liber_feast.pushed_rows import as_table, check_fit, quoted, with_times
 from liber_feast.sequences import BEHAVIORS
 
 __all__ = ["LiberProvider"]
-
-UNREADABLE = (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError)
-"""What pandas and pyarrow raise of values that they cannot read."""
-QUOTED = 200
-"""Characters of somebody else's message, or of a pushed name, that are quoted."""
 
 
 class LiberProvider(PassthroughProvider):
@@ -34,7 +31,8 @@ class LiberProvider(PassthroughProvider):
         super().__init__(config)
         _refuse_unknown(config)
         _ = config.batch_engine  # reads and checks the whole engine block before Feast writes anything
-        self._log_columns: set[str] = set()
+        self._log: dict[str, pa.DataType] = {}
+        """The types of the log's columns, by the names of the behavior schema."""
 
     def ingest_df(
         self,
@@ -56,9 +54,10 @@ class LiberProvider(PassthroughProvider):
             super().ingest_df(feature_view, df, field_mapping)
             return
         pushed_time = utc_microseconds()
-        rows = self._behaviors(feature_view, _as_table(df))
-        self._check_columns(feature_view, rows.column_names)
-        self.engine.push(self._registry, rows, view=feature_view, pushed_time=pushed_time)
+        with with_status():
+            rows = self._behaviors(feature_view, as_table(df, names=self._names(feature_view)))
+            self._check_columns(feature_view, rows)
+            self.engine.push(self._registry, rows, view=feature_view, pushed_time=pushed_time)
 
     async def ingest_df_async(
         self,
@@ -81,8 +80,9 @@ class LiberProvider(PassthroughProvider):
         # Feast writes a data frame's index as a column.
         rows = table.select([name for name in table.column_names if not name.startswith("__index_level_")])
         if feature_view.tags.get(STAGE) == BEHAVIORS:
-            self.engine.check(feature_view, self._behaviors(feature_view, rows))
-            rows = _with_times(rows, name=self._source(feature_view).timestamp_field)
+            with with_status():
+                self.engine.check(feature_view, self._behaviors(feature_view, rows))
+            rows = with_times(rows, name=self._source(feature_view).timestamp_field)
         super().ingest_df_to_offline_store(feature_view, rows)
 
     @property
@@ -107,71 +107,33 @@ class LiberProvider(PassthroughProvider):
         """Return pushed rows under the names of the behavior schema, their times parsed."""
         mapping = self._names(view)
         named = rows.rename_columns([mapping.get(name, name) for name in rows.column_names])
-        return _with_times(named, name=EVENT_TIME)
+        return with_times(named, name=EVENT_TIME)
 
     def _names(self, view: FeatureView) -> dict[str, str]:
         """Return the names of the behavior schema by the source's own, where they differ."""
         source = self._source(view)
         return {**(source.field_mapping or {}), source.timestamp_field: EVENT_TIME, view.join_keys[0]: USER}
 
-    def _check_columns(self, view: FeatureView, pushed: list[str]) -> None:
-        """Refuse pushed columns that the log does not have, and a push without one that it has."""
-        if self._log_columns != set(pushed):  # the log may have changed, so it is opened anew
+    def _check_columns(self, view: FeatureView, rows: pa.Table) -> None:
+        """Refuse columns that the log does not have or cannot hold, and rows without one that it has."""
+        pushed = rows.column_names
+        if self._log.keys() != set(pushed):  # the log may have changed, so it is opened anew
             mapping, location = self._names(view), locate(view.batch_source, config=self.repo_config, view=view)
-            own = open_snapshot(location).dataset.schema.names
-            self._log_columns = {mapping.get(name, name) for name in own}
+            schema = open_snapshot(location).dataset.schema
+            self._log = {mapping.get(field.name, field.name): field.type for field in schema}
         for name in pushed:
-            if name not in self._log_columns:
+            if name not in self._log:
                 raise InvalidBehaviors(
-                    f"push: column {_quoted(name)} is not in the log of feature view {view.name!r}; the log has"
-                    f" {', '.join(sorted(self._log_columns))}. Add the column to the log, or leave it out.",
+                    f"push: column {quoted(name)} is not in the log of feature view {view.name!r}; the log has"
+                    f" {', '.join(sorted(self._log))}. Add the column to the log, or leave it out.",
                     column=name,
                 )
-        for name in sorted(self._log_columns.difference(pushed, REQUIRED)):
+        for name in sorted(self._log.keys() - {*pushed, *REQUIRED}):
             raise InvalidBehaviors(
                 f"push: column {name!r} is missing; the log of feature view {view.name!r} has it. Push it too.",
                 column=name,
             )
-
-
-def _as_table(df: pd.DataFrame) -> pa.Table:
-    for name in df.columns[df.columns.duplicated()]:
-        raise InvalidBehaviors(f"push: column {_quoted(name)} is there twice. Push it once.", column=str(name))
-    try:
-        table = pa.Table.from_pandas(df, preserve_index=False)
-        plain = pa.schema([(field.name, _plain(field.type)) for field in table.schema])
-        return table if plain.types == table.schema.types else table.cast(plain)
-    except UNREADABLE as error:
-        raise InvalidBehaviors(f"push: a column holds values of more than one type: {_reason(error)}.") from error
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a column that pandas calls categorical without its categories."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _with_times(table: pa.Table, *, name: str) -> pa.Table:
-    """Read times written as ISO 8601 texts: JSON, and so the feature server's /push, has no other."""
-    kinds = (pa.string(), pa.large_string(), pa.string_view())
-    if name not in table.column_names or table.schema.field(name).type not in kinds:
-        return table
-    try:
-        times = pa.array(pd.to_datetime(table[name].to_pandas(), utc=True, format="ISO8601"))
-    except UNREADABLE as error:
-        raise InvalidBehaviors(
-            f"push: column {name!r} has a text that is no ISO 8601 time: {_reason(error)}.", column=name
-        ) from error
-    return table.set_column(table.column_names.index(name), name, times)
-
-
-def _reason(error: Exception) -> str:
-    """Return the message of an error, short: it may quote a value of any size."""
-    found = ", ".join(str(part) for part in error.args)
-    return " ".join(found.split())[:QUOTED].rstrip(".")
-
-
-def _quoted(name: object) -> str:
-    return repr(name)[:QUOTED]
+        check_fit(rows, self._log)
 
 
 def _refuse_unknown(config: RepoConfig) -> None:

@@ -1,7 +1,10 @@
 """Feast's feature server on the repo: what comes by /push is answered by /get-online-features."""
 
+import json
+import sqlite3
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -76,9 +79,26 @@ def test_a_bad_push_is_answered_with_its_reason_and_changes_nothing(repo: Path, 
     before = kit.memory_rows(repo)
     columns: dict[str, list[Any]] = {"item_id": ["i0001"], "rating": [99.0], "event_timestamp": [text(kit.END)]}
     answer = push(client, user_id=["u0005"], **columns)
-    assert answer.status_code == 500
-    assert "a rating outside the scale 0.5 to 5" in answer.text
+    assert answer.status_code == 422
+    said = json.loads(answer.json())
+    assert (said["module"], said["class"]) == ("liber_feast.errors", "InvalidBehaviors")
+    assert "a rating outside the scale 0.5 to 5" in said["message"]
     assert kit.memory_rows(repo) == before
+
+
+def test_a_push_while_the_memory_is_locked_is_answered_with_503_and_can_be_sent_again(tmp_path: Path) -> None:
+    repo = kit.repo_to_push_to(tmp_path / "repo", memory="sqlite:///data/memory.db?timeout=0.1", on_the_fly="worker")
+    store = kit.open_store(repo)
+    columns: dict[str, list[Any]] = {"item_id": ["i0001"], "rating": [4.0], "event_timestamp": [text(kit.END)]}
+    with TestClient(get_app(store), raise_server_exceptions=False) as client:
+        assert push(client, user_id=["u0005"], **columns).status_code == 200
+        with closing(sqlite3.connect(repo / "data" / "memory.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            answer = push(client, user_id=["u0004"], **columns)
+        assert answer.status_code == 503
+        assert json.loads(answer.json())["class"] == "MemoryBusy"
+        assert push(client, user_id=["u0004"], **columns).status_code == 200
+    kit.close(store)
 
 
 def test_the_services_of_training_and_serving_are_answered(client: TestClient) -> None:
