@@ -1,4 +1,4 @@
-"""The commands of `liber` for a store that runs for years: forget, republish, compact, backup, restore."""
+"""The commands of `liber` for a store that runs for years: forget, republish, encode, compact, backup, restore."""
 
 import sys
 from enum import StrEnum
@@ -22,7 +22,7 @@ class PublishedStage(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `liber`."""
-    for command in (forget, republish, compact, backup, restore):
+    for command in (forget, republish, encode, compact, backup, restore):
         app.command()(command)
 
 
@@ -49,6 +49,13 @@ def republish(
 
     facts = write_anew(repo, stage=stage.value if stage else None, user_id=user, say=_say)
     _show(facts, title=f"written anew -> {repo / 'data'}", as_json=as_json)
+
+
+def encode(repo: Repo = Path("feature_repo"), as_json: Json = False) -> None:
+    """Make every vector anew by the PCA in data/encoder, or by a new one where there is none, and publish; no LLM."""
+    from liber_feast.reencode import encode_anew  # noqa: PLC0415
+
+    _show(encode_anew(repo, say=_say), title=f"encoded {repo / 'data'}", as_json=as_json)
 
 
 def compact(

@@ -48,7 +48,7 @@ class EncoderConfig(_Block):
     """BERT and the width of its frozen PCA (equation 4)."""
 
     model: str = "bundled"
-    """`bundled`, a hub id or a local path. Fixed once the PCA is fitted; move `data/encoder` away to encode anew."""
+    """`bundled`, a hub id or a local path. Fixed once the PCA is fitted, as `liber encode` explains."""
     width: PositiveInt = 32
     """Floats per text; a partition's vector has twice as many. Fixed once the PCA is fitted."""
 

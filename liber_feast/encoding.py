@@ -1,6 +1,7 @@
 """The encoder stage on the memory: every text that has no vector gets one; the PCA is fitted on the first texts.
 
-Identical texts are encoded once, in a run and across runs.
+Identical texts are encoded once, in a run and across runs. The memory names the PCA that its vectors are made by; the
+folder of the PCA may be lost, exchanged or brought back from elsewhere, and another PCA than that one is refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from liber_feast.errors import ConfigError
+from liber_feast.errors import ConfigError, EncoderError
 from liber_feast.interest import Progress
 from liber_feast.memory import Memory
 from liber_feast.memory.leases import FIT_PCA, Lease, LeaseLost, held, renew
+from liber_feast.memory.publications import PCA_VERSION, encoder_in_use, use_encoder
+from liber_feast.memory.settings import keep_setting
 from liber_feast.memory.vectors import (
     add_vectors,
     distinct_text_count,
@@ -55,10 +58,30 @@ class Encoding:
                 raise ConfigError(
                     f"batch_engine.encoder asks for model {self.model!r} and width {self.width}, but the PCA in"
                     f" {self.folder} was fitted for {pca.model!r} and {pca.width}. Restore the keys, or move that"
-                    " folder away to encode all texts anew."
+                    " folder away and run `liber encode` to make every vector anew."
                 )
             self._pca = pca
         return self._pca
+
+    def pca_of(self, memory: Memory) -> FrozenPca | None:
+        """Return the PCA that the memory's vectors are made by, or None while none is fitted.
+
+        Raises:
+            ConfigError: as `pca`.
+            EncoderError: the folder has another one, or none.
+        """
+        with memory.reading() as connection:
+            version = encoder_in_use(connection)
+        if self._pca is not None and version is not None and self._pca.version != version:
+            self._pca = None  # another process may have brought in another one
+        pca = self.pca()
+        if version is None or (pca is not None and pca.version == version):
+            return pca
+        raise EncoderError(
+            f"The vectors of the memory are made by the PCA {version}, and {self.folder} has"
+            f" {pca.version if pca else 'none'}. Bring that folder back (`liber backup` copies it), or run"
+            " `liber encode` to make every vector anew."
+        )
 
     def bert(self) -> "BertEncoder":
         """Return the model, opened once."""
@@ -77,16 +100,26 @@ class Encoding:
 
         Raises:
             RetryableError: this process was paused while it fitted, and another one fits since.
+            EncoderError: the memory's vectors are made by another PCA; see `pca_of`.
         """
-        pca = self.pca()
+        pca = self.pca_of(memory)
         if pca is None:
             if not self._may_fit(memory):
                 return 0
             with held(memory, FIT_PCA) as lease:
-                pca = self.pca()
+                pca = self.pca_of(memory)
                 if pca is None:
                     return self._fit(memory, lease, progress)
+        self._take(memory, pca)
         return self._encode(memory, pca, progress=progress, user_keys=user_keys)
+
+    def _take(self, memory: Memory, pca: FrozenPca) -> None:
+        """Let a PCA that lay in the folder before the memory had vectors be that of the memory; the first one stays."""
+        with memory.reading() as connection:
+            is_taken = encoder_in_use(connection) is not None
+        if not is_taken:
+            memory.retrying(lambda connection: use_encoder(connection, pca.version), what="setting")
+            self.pca_of(memory)
 
     def _encode(self, memory: Memory, pca: FrozenPca, *, progress: Progress, user_keys: Sequence[int] | None) -> int:
         self.missing_count = 0  # another process may have fitted it
@@ -127,6 +160,7 @@ class Encoding:
         try:
             with memory.writing("fit_pca") as connection:
                 renew(connection, lease)
+                keep_setting(connection, PCA_VERSION, pca.version)
                 pca.save(self.folder)
         except LeaseLost:  # this process was paused, and another one fits since: the PCA saved first stays
             if self.pca() is None:

@@ -25,7 +25,7 @@ from liber_feast.memory.append import let_wait
 from liber_feast.memory.claims import Claim
 from liber_feast.memory.clock import now_us
 from liber_feast.memory.missing import missing_shifts, missing_summaries
-from liber_feast.memory.publications import is_restoring
+from liber_feast.memory.publications import encoder_in_use, is_restoring
 from liber_feast.memory.spending import run_spent
 from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.pace import Pace
@@ -134,7 +134,7 @@ class Job:
                     break
         self._count_pending_after(report)
         if not is_only_theirs or stopped or report.exhausted:
-            self._write_out(report, user_keys=user_keys, progress=progress)
+            self.write_out(report, user_keys=user_keys, progress=progress)
         if stopped:
             raise stopped
 
@@ -257,7 +257,7 @@ class Job:
                 counts = learn(self.learner, waves, progress=progress)
             report.count(counts)
             if beat.claim.numbers:  # who was lost is published by whoever has them now
-                self._write_out(report, user_keys=sorted(beat.claim.numbers), progress=progress)
+                self.write_out(report, user_keys=sorted(beat.claim.numbers), progress=progress)
             self._settle(beat.claim, is_over=counts.stopped is None and counts.exhausted is None)
         return counts.stopped
 
@@ -273,10 +273,16 @@ class Job:
 
         claims.record_claims(self.memory.retrying(settle, what="settle"))
 
-    def _write_out(self, report: Report, *, user_keys: Sequence[int] | None, progress: Progress) -> None:
+    def write_out(
+        self,
+        report: Report,
+        *,
+        user_keys: Sequence[int] | None = None,
+        progress: Progress = lambda _stage, _count, _total: None,
+    ) -> None:
         """Encode and publish what users lack; of everybody, as long as earlier texts may have no vector of the PCA."""
         with report.timed("encode"):
-            pca = self.encoding.pca()
+            pca = self.encoding.pca_of(self.memory)
             is_used = pca is not None and self.memory.setting(PCA_IN_USE) == pca.version
             due = user_keys if is_used else None
             report.encoded_count += self.encoding.run(self.memory, progress=progress, user_keys=due)
@@ -285,7 +291,7 @@ class Job:
             published = self.publisher().publish(user_keys=due)
         for stage, count in published.items():
             report.published[stage] = report.published.get(stage, 0) + count
-        pca = self.encoding.pca()
+        pca = self.encoding.pca_of(self.memory)
         if pca is not None and not is_used:
             self.memory.keep_setting(PCA_IN_USE, pca.version)
 
@@ -312,9 +318,9 @@ class Job:
         self.memory.keep_setting(FUSION_FOLDER, folder)
 
     def publisher(self) -> Publisher:
-        """Return the publisher of this job's memory."""
-        pca = self.encoding.pca()
-        encoder_version = pca.version if pca else None
+        """Return the publisher of this job's memory; it needs no PCA, for it publishes what that has made."""
+        with self.memory.reading() as connection:
+            encoder_version = encoder_in_use(connection)
         return Publisher(
             memory=self.memory,
             tables=self.tables,

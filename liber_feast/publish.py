@@ -18,12 +18,14 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from liber_feast.delta import DeltaSink as DeltaSink  # noqa: PLC0414  (it is asked for here, too)
+from liber_feast.errors import RetryableError
 from liber_feast.fuser import Fuser
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory import Memory
 from liber_feast.memory.clock import now_us
 from liber_feast.memory.leases import LEASE_S, PUBLISH, Lease, held, renew
 from liber_feast.memory.publications import (
+    PCA_VERSION,
     Found,
     Publication,
     PublishedRow,
@@ -48,6 +50,7 @@ from liber_feast.memory.publications import (
     users_to_check,
     version_in_use,
 )
+from liber_feast.memory.settings import setting
 from liber_feast.memory.status import mark_online
 from liber_feast.memory.texts import PartitionKey, user_chunks
 from liber_feast.memory.vectors import VECTOR, PartitionVector
@@ -306,6 +309,8 @@ class _Turn:
     def _use_versions(self, connection: sa.Connection, fuser: Fuser, *, stages: Sequence[str]) -> None:
         """Keep the versions under which vectors are published, or are not any more, where `stages` has some."""
         if VECTOR in stages or FUSED in stages:
+            if (setting(connection, PCA_VERSION) or self.publisher.encoder_version) != self.publisher.encoder_version:
+                raise RetryableError("The vectors of the memory are made by another PCA since. Publish again.")
             for stage, version in self.publisher.versions(connection, fuser).items():
                 use_version(connection, stage, version)
 

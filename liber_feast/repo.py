@@ -34,6 +34,7 @@ from liber_feast.job import (
 )
 from liber_feast.materialize import Job, Report
 from liber_feast.memory import Memory
+from liber_feast.memory.publications import encoder_in_use
 from liber_feast.memory.schema import behaviors
 from liber_feast.memory.status import failure_reasons, memory_status, stream_status
 from liber_feast.memory.store import FUSION_FOLDER
@@ -221,11 +222,12 @@ def use_run(run: Path, *, repo: Path) -> dict[str, Any]:
             f"batch_engine.fusion.weights pins {config.batch_engine.fusion.weights!r}. Set it to null to switch by"
             " `liber fuse`, or name the new folder there."
         )
-    pca = job.encoding.pca()
-    if pca is None or fuser.encoder_version != pca.version:
+    with job.memory.reading() as connection:
+        encoder_version = encoder_in_use(connection)
+    if encoder_version is None or fuser.encoder_version != encoder_version:
         raise ArtifactError(
             f"{run}: its fusion was trained on vectors of encoder {fuser.encoder_version}, the store has"
-            f" {pca.version if pca else 'none'}. Train again on this store."
+            f" {encoder_version or 'none'}. Train again on this store."
         )
     folder = f"data/fusion/{fuser.version}"
     _copy_folder(run / "fusion", repo_folder(config) / folder)
@@ -292,13 +294,22 @@ def _holds_behaviors(store: FeatureStore) -> bool:
 
 def _versions_in_use(config: RepoConfig, memory: Memory) -> dict[str, str]:
     """Return the versions that the next text and vector will have; the tallies count those of all that is kept."""
-    pca = open_encoding(config).pca()
-    encoder_version = pca.version if pca else None
+    with memory.reading() as connection:
+        encoder_version = encoder_in_use(connection)
     return {
         **interest_versions(config.batch_engine, base=repo_folder(config)),
-        "encoder_version": encoder_version or "none yet",
+        "encoder_version": _encoder(config, encoder_version),
         "fusion_version": active_fuser(config, memory)(encoder_version).version,
     }
+
+
+def _encoder(config: RepoConfig, version: str | None) -> str:
+    """Return the PCA that the memory's vectors are made by, and what is wrong where the repo has not that one."""
+    pca = open_encoding(config).pca()
+    found = pca.version if pca else None
+    if version is None:
+        return found or "none yet"
+    return version if version == found else f"{version}, and data/encoder has {found or 'none'}"
 
 
 def _copy_folder(source: Path, target: Path) -> None:

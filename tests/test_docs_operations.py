@@ -19,7 +19,7 @@ def test_the_examples_run_and_leave_the_features_of_the_others(tmp_path: Path, m
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
     assert [line[1] for line in lines] == [
-        *("forget", "republish", "republish", "republish", "compact", "backup", "restore")
+        *("forget", "republish", "republish", "republish", "encode", "compact", "backup", "restore")
     ]
     for program, *words in lines:
         assert program == "liber"

@@ -28,7 +28,19 @@ LIGHT = {*sys.stdlib_module_names, "click", "numpy", "pyarrow", "liber_feast"}
 HEAVY = {"feast", "torch", "transformers", "sentence_transformers", "openai", "vllm"}
 OWNERS = {
     "feast": {
-        *("backup", "catalog", "cli", "config", "engine", "feast_cli", "forget", "job", "offline_*", "online"),
+        *(
+            "answers",
+            "backup",
+            "catalog",
+            "cli",
+            "config",
+            "engine",
+            "feast_cli",
+            "forget",
+            "job",
+            "offline_*",
+            "online",
+        ),
         *("online_*", "plan", "provider", "publish", "repo"),
     },
     "torch": {"artifact", "encoder", "fusion", "pca"},

@@ -18,7 +18,7 @@ import liber_feast.publish
 from liber_feast.delta import DeltaSink
 from liber_feast.fuser import Fuser, mean_fuser
 from liber_feast.memory import Memory
-from liber_feast.memory.publications import forget_online, next_unfinished
+from liber_feast.memory.publications import drop_encoder, forget_online, next_unfinished, use_encoder
 from liber_feast.memory.schema import publications, users
 from liber_feast.publish import VIEWS, Publisher
 from liber_feast.sequences import publish_sequences
@@ -282,15 +282,25 @@ def test_planned_rows_of_weights_that_were_away_for_a_crashed_run_are_written_in
 
 def test_an_encoder_that_comes_into_use_again_is_published_again_and_serves(tmp_path: Path) -> None:
     memory, first = taught(tmp_path)
+    bring_in(memory, None)
     second = encode_all(memory, folder=tmp_path / "other", seed=1)
     assert first != second
     online = OnlineRows()
     publisher = publisher_of(memory, tmp_path, version=first, online=online)
     for version in (first, second, first):
+        bring_in(memory, version)
         counts = replace(publisher, encoder_version=version).publish()
         assert (counts["vector"], counts["fused"]) == (5, 5)
         assert {row["encoder_version"] for row in online.rows["long_term_memory"].values()} == {version}
     assert len(delta_rows(tmp_path)["long_term_memory"]) == 15
+
+
+def bring_in(memory: Memory, version: str | None) -> None:
+    """Let vectors be made by a PCA from now on; None: by whatever comes next."""
+    with memory.writing() as connection:
+        drop_encoder(connection)
+        if version is not None:
+            use_encoder(connection, version)
 
 
 @pytest.mark.parametrize("view", VIEWS.values())
@@ -385,6 +395,7 @@ def test_vectors_that_were_planned_are_written_even_where_the_encoder_is_gone(tm
     with pytest.raises(Crash):
         publisher.publish()
     online.faults.steps = None
+    bring_in(memory, None)
     assert replace(publisher, encoder_version=None).publish() == {**NOTHING, "vector": 5}
     assert len(delta_rows(tmp_path)["long_term_memory"]) == 5
     assert "long_term_memory" not in online.rows

@@ -12,18 +12,20 @@ from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
-from liber_feast.memory.bulk import execute_many, insert_or_update
+from liber_feast.memory.bulk import execute_many, insert_new, insert_or_update
 from liber_feast.memory.clock import now_us
 from liber_feast.memory.schema import partitions, publications, published, settings, texts, users, waiting
 from liber_feast.memory.settings import keep_setting, setting
 from liber_feast.memory.texts import Whose, of_users
-from liber_feast.memory.vectors import ready_partitions
+from liber_feast.memory.vectors import VECTOR, ready_partitions
 
 ROWS_PER_PUBLICATION = 20_000
 QUERIES_KEPT = 16
 USERS_AT_WORK = 1_000
 """The most users who are published along with others, because somebody works on them."""
 _ROW = ("user_key", "partition_index", "version", "text_id", "index_sum")
+PCA_VERSION = "pca_version"
+"""The setting that names the PCA that the memory's vectors are made by; empty: whatever comes next."""
 ONLINE_RESTORED_TO = "online_restored_to"
 """The setting that is there while the online store is written anew: the last user key that it has again."""
 
@@ -298,6 +300,30 @@ def use_version(connection: sa.Connection, stage: str, version: str) -> None:
     """Keep the version (`version_in_use`) under which rows of `stage` are published from now on."""
     if setting(connection, _in_use(stage)) != version:
         keep_setting(connection, _in_use(stage), version)
+
+
+def encoder_in_use(connection: sa.Connection) -> str | None:
+    """Return the version of the PCA that the memory's vectors are made by, or None where it may be any.
+
+    A memory from before this was kept has it from what was published.
+    """
+    kept = setting(connection, PCA_VERSION)
+    return (maker_of(setting(connection, _in_use(VECTOR)) or "") if kept is None else kept) or None
+
+
+def use_encoder(connection: sa.Connection, version: str) -> None:
+    """Let the memory's vectors be made by a PCA, where they are made by none; of two at once the first one stays."""
+    if encoder_in_use(connection) is not None:
+        return
+    row = {"name": PCA_VERSION, "value": version}
+    is_open = (settings.c.name == PCA_VERSION) & (settings.c.value == "")
+    if not connection.execute(settings.update().where(is_open).values(value=version)).rowcount:
+        connection.execute(insert_new(connection, settings), [row])
+
+
+def drop_encoder(connection: sa.Connection) -> None:
+    """Let the memory's vectors be made by whatever PCA comes next."""
+    keep_setting(connection, PCA_VERSION, "")
 
 
 def _in_use(stage: str) -> str:
