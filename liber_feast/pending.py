@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -21,15 +23,19 @@ SHARE = 20
 
 def waiting_partition_count(connection: sa.Connection) -> int:
     """Count the partitions that lack a text, or have one that is to be written anew, and have not failed."""
+    return pending_partition_count(connection) + (connection.scalar(_redone()) or 0)
+
+
+@cache
+def _redone() -> sa.Select[Any]:
     is_complete = has_text(SUMMARY) & (has_text(SHIFT) | ~has_summary_before())
     key = (partitions.c.user_key, partitions.c.partition_index)
     marked = sa.select(recomputations.c.user_key, recomputations.c.partition_index).distinct().subquery("marked")
-    redone = connection.scalar(
+    return (
         sa.select(sa.func.count())
         .select_from(marked.join(partitions, sa.and_(*(one == marked.c[one.name] for one in key))))
         .where(partitions.c.failure.is_(None), is_complete)
     )
-    return pending_partition_count(connection) + (redone or 0)
 
 
 @dataclass(kw_only=True, slots=True)

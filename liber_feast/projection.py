@@ -7,6 +7,7 @@ vector, which may outdate one published before, with the publication, whose `cre
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 from liber_feast.behavior import CREATED_TIME, EVENT_TIME, TIMESTAMP, USER
 from liber_feast.fuser import Fuser
 from liber_feast.interest import SHIFT, SUMMARY
+from liber_feast.memory.bulk import among
 from liber_feast.memory.publications import maker_of, text_version
 from liber_feast.memory.schema import partitions, texts
 from liber_feast.memory.settings import setting
@@ -67,22 +69,9 @@ class Projection:
 
     def text_rows(self, stage: str, *, user_keys: Sequence[int], keep: Callable[[PartitionKey, str], bool]) -> pa.Table:
         """Return the texts of a stage that `keep` (of partition and version) keeps, as rows of its view."""
-        columns = (
-            *(texts.c[name] for name in ("user_key", "partition_index", "previous_partition_index", "prompt_version")),
-            *(texts.c[name] for name in ("model", "revision", "created_time")),
-            texts.c.text.label(stage),
-            *(partitions.c[name] for name in ("behavior_count", "first_time", "last_time", "seal_time")),
-        )
-        joined = texts.join(
-            partitions,
-            (partitions.c.user_key == texts.c.user_key) & (partitions.c.partition_index == texts.c.partition_index),
-        )
         found: list[dict[str, Any]] = []
         for some in user_chunks(user_keys):
-            query = sa.select(*columns).select_from(joined).where(texts.c.stage == stage, texts.c.user_key.in_(some))
-            for row in self.connection.execute(
-                query.order_by(texts.c.user_key, texts.c.partition_index, texts.c.text_id)
-            ):
+            for row in self.connection.execute(_texts(stage), {"user_keys": some}):
                 version = text_version(prompt_version=row.prompt_version, model=row.model, revision=row.revision)
                 if keep((row.user_key, row.partition_index), version):
                     found.append({**row._mapping, EVENT_TIME: row.seal_time, CREATED_TIME: row.created_time})
@@ -197,6 +186,21 @@ class Projection:
 
     def _kept_type(self, column: str) -> str | None:
         return setting(self.connection, f"{column}_type")
+
+
+@cache
+def _texts(stage: str) -> sa.Select[Any]:
+    """Return a query of the texts of a stage that users have, beside their partitions."""
+    columns = (
+        *(texts.c[name] for name in ("user_key", "partition_index", "previous_partition_index", "prompt_version")),
+        *(texts.c[name] for name in ("model", "revision", "created_time")),
+        texts.c.text.label(stage),
+        *(partitions.c[name] for name in ("behavior_count", "first_time", "last_time", "seal_time")),
+    )
+    is_its = sa.and_(partitions.c.user_key == texts.c.user_key, partitions.c.partition_index == texts.c.partition_index)
+    query = sa.select(*columns).select_from(texts.join(partitions, is_its))
+    query = query.where(texts.c.stage == stage, among(texts.c.user_key, "user_keys"))
+    return query.order_by(texts.c.user_key, texts.c.partition_index, texts.c.text_id)
 
 
 def _ids(values: Sequence[str], kind: pa.DataType) -> pa.Array:

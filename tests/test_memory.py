@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from liber_feast.errors import ConfigError, MemoryAway, MemoryFailure, RetryableError, StoreNotReady
 from liber_feast.memory import Memory, schema
 from liber_feast.memory.behavior_rows import cached_rows
-from liber_feast.memory.bulk import execute_many, join_pairs
+from liber_feast.memory.bulk import execute_many, join_pairs, pair_parameters
 from liber_feast.memory.status import memory_status
 from liber_feast.memory.texts import newest_texts, sealed_behaviors, sealed_partitions
+from liber_feast.memory.user_states import lock, user_keys
 from liber_feast.memory.vectors import add_vectors
 from tests import services
 from tests.memory_parts import (
@@ -325,11 +326,14 @@ def test_a_cache_and_a_partition_are_found_without_reading_all_behaviors_of_thei
         found = cached_rows(connection, [1, 2])
         sealed_behaviors(connection, [(1, 0), (2, 5)])
         on = (schema.behaviors.c.user_key, schema.behaviors.c.behavior_id)
-        connection.execute(sa.select(*on).select_from(join_pairs(schema.behaviors, [(1, "a"), (2, "b")], on=on)))
+        by_pairs = sa.select(*on).select_from(join_pairs(schema.behaviors, on=on))
+        connection.execute(by_pairs, pair_parameters([(1, "a"), (2, "b")]))
         sealed_partitions(connection, [(1, 0), (2, 5)], stage="summary")
         newest_texts(connection, [(1, 0), (2, 5)], stage="summary")
+        user_keys(connection, ["ann", "bob"])
+        lock(connection, [1, 2])
     assert len(found) == 0
-    cached, sealed, by_id, partition, text = plans
+    cached, sealed, by_id, partition, text, user_id, locked = plans
     assert "behaviors_cached (user_key=?)" in cached
     assert "sqlite_autoindex_partitions_1 (user_key=? AND partition_index=?)" in sealed
     assert "behaviors_by_time (user_key=? AND event_time>? AND event_time<?)" in sealed
@@ -337,6 +341,8 @@ def test_a_cache_and_a_partition_are_found_without_reading_all_behaviors_of_thei
     assert "sqlite_autoindex_partitions_1 (user_key=? AND partition_index=?)" in partition
     assert "sqlite_autoindex_texts_1 (user_key=? AND partition_index=? AND stage=?)" in partition
     assert "sqlite_autoindex_texts_1 (user_key=? AND partition_index=? AND stage=?)" in text
+    assert "SEARCH users USING COVERING INDEX sqlite_autoindex_users_1 (user_id=?)" in user_id
+    assert "SEARCH users USING INTEGER PRIMARY KEY (rowid=?)" in locked
 
 
 @pytest.mark.parametrize("style", ["qmark", "named"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from liber_feast.errors import LiberError, RetryableError
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory import Memory, schema
-from liber_feast.memory.bulk import execute_many, insert_rows, join_pairs
+from liber_feast.memory.bulk import among, execute_many, insert_rows, join_pairs, pair_parameters, plain_rows
 from liber_feast.memory.connect import MemoryBusy, PoolOptions
 from liber_feast.memory.missing import mark_recomputations, recomputation_count
 from liber_feast.memory.publications import PublishedRow, finish, next_unfinished, plan
@@ -214,10 +214,25 @@ def test_rows_inserted_at_once_are_read_back_and_found_by_pairs(
         found = {row.behavior_id: tuple(row) for row in connection.execute(sa.select(*(table.c[one] for one in NAMES)))}
         pairs = [(1, behavior_id[one]) for one in wanted if one < len(many)]
         on = (table.c.user_key, table.c.behavior_id)
-        query = sa.select(*on).select_from(join_pairs(table, [*pairs, (2, "x"), (1, "no such")], on=on))
-        by_pairs = sorted(connection.execute(query).all())
+        query = sa.select(*on).select_from(join_pairs(table, on=on))
+        asked = pair_parameters([*pairs, (2, "x"), (1, "no such")])
+        by_pairs = sorted(connection.execute(query, asked).all())
     assert found == {row[0]: (1, row[0], row[1], row[2], row[3], row[3], row[4]) for row in many}
     assert by_pairs == sorted(pairs)
+
+
+@pytest.mark.parametrize("count", [0, 1, 40_000], ids=["none", "one", "more than a statement has parameters"])
+def test_rows_are_found_by_any_number_of_values(memory: Memory, count: int) -> None:
+    with memory.writing() as connection:
+        insert_rows(connection, schema.users, one_user())
+    by_key = sa.select(schema.users.c.user_id).where(among(schema.users.c.user_key, "keys"))
+    by_id = sa.select(schema.users.c.user_id).where(
+        among(schema.users.c.user_id, "ids"), schema.users.c.late_count == 0
+    )
+    ids = ["ann", *(f"b{one}'\u00e9" for one in range(count))][:count]
+    with memory.reading() as connection:
+        assert connection.scalars(by_key, {"keys": list(range(1, count + 1))}).all() == ["ann"][:count]
+        assert plain_rows(connection, by_id, {"ids": ids}) == [("ann",)][:count]
 
 
 def one_user() -> dict[str, list[object]]:

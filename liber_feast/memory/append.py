@@ -5,7 +5,7 @@ vectorized rule, so that any split of a stream gives the partitions of one appen
 theirs is read, so that of two appends for a user the second sees what the first did.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import cache
@@ -33,7 +33,7 @@ from liber_feast.memory.behavior_rows import (
     starts_of,
     texts,
 )
-from liber_feast.memory.bulk import execute_many, insert_new, insert_rows
+from liber_feast.memory.bulk import among, execute_many, insert_new, insert_rows
 from liber_feast.memory.clock import now_us
 from liber_feast.memory.schema import behaviors, partitions, settings, waiting
 from liber_feast.memory.tombstones import drop_forgotten
@@ -169,12 +169,11 @@ def encoded_before(item_vectors: VectorsOf, items: Sequence[str]) -> VectorsOf:
 def _check_id_types(connection: sa.Connection, table: pa.Table) -> None:
     """Keep the types of ids with the first append; of two at once, one is the first and the other is compared."""
     found = {f"{column}_type": str(table.schema.field(column).type) for column in (USER, ITEM)}
-    query = sa.select(settings.c.name, settings.c.value).where(settings.c.name.in_(found))
-    kept = {name: value for name, value in connection.execute(query)}
+    kept = _kept_types(connection, found)
     if kept.keys() != found.keys():
         rows = [{"name": name, "value": value} for name, value in sorted(found.items())]
         connection.execute(insert_new(connection, settings), rows)
-        kept = {name: value for name, value in connection.execute(query)}
+        kept = _kept_types(connection, found)
     for column in (USER, ITEM):
         name = f"{column}_type"
         if kept[name] != found[name]:
@@ -183,6 +182,13 @@ def _check_id_types(connection: sa.Connection, table: pa.Table) -> None:
                 " Use one type of ids.",
                 column=column,
             )
+
+
+def _kept_types(connection: sa.Connection, names: Iterable[str]) -> dict[str, str]:
+    return {name: value for name, value in connection.execute(_SETTINGS, {"names": list(names)})}
+
+
+_SETTINGS = sa.select(settings.c.name, settings.c.value).where(among(settings.c.name, "names"))
 
 
 def _sent(connection: sa.Connection, table: pa.Table) -> tuple[UserStates, BehaviorRows]:

@@ -11,13 +11,27 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from liber_feast.behavior import BEHAVIOR_ID, EVENT_TIME, ITEM, RATING
-from liber_feast.memory.bulk import execute_many, insert_rows, join_pairs
+from liber_feast.memory.bulk import (
+    among,
+    execute_many,
+    insert_rows,
+    join_pairs,
+    pair_parameters,
+    plain_rows,
+)
 from liber_feast.memory.schema import behaviors
-from liber_feast.memory.user_states import Flags, Ints, pieces
+from liber_feast.memory.user_states import Flags, Ints
 
 TEXT = pa.large_string()
 """Of ids: without a limit on the bytes of a column."""
 
+_COLUMNS = ("user_key", "order_time", "event_time", "rating", "behavior_id", "item_id")
+_CACHED = sa.select(*(behaviors.c[name] for name in _COLUMNS)).where(
+    behaviors.c.partition_index.is_(None), among(behaviors.c.user_key, "user_keys")
+)
+_ID, _PLACE = (behaviors.c.user_key, behaviors.c.behavior_id), (behaviors.c.user_key, behaviors.c.event_time)
+_KNOWN = sa.select(*_ID).select_from(join_pairs(behaviors, on=_ID))
+_COMPANY = sa.select(*_PLACE).distinct().select_from(join_pairs(behaviors, on=_PLACE))
 _MOVE = (
     behaviors.update()
     .where(behaviors.c.user_key == sa.bindparam("of_user"), behaviors.c.behavior_id == sa.bindparam("of_behavior"))
@@ -73,14 +87,12 @@ def sent_rows(table: pa.Table, user_keys: Ints) -> BehaviorRows:
 
 def cached_rows(connection: sa.Connection, keys: Sequence[int]) -> BehaviorRows:
     """Return the users' short-term caches, in no order."""
-    names = ("user_key", "order_time", "event_time", "rating", "behavior_id", "item_id")
-    query = sa.select(*(behaviors.c[name] for name in names)).where(behaviors.c.partition_index.is_(None))
-    found: list[Any] = []
-    for some in pieces(keys):
-        found += connection.execute(query.where(behaviors.c.user_key.in_(some))).all()
-    columns = dict(zip(names, zip(*found, strict=True), strict=True)) if found else dict.fromkeys(names, ())
+    found = plain_rows(connection, _CACHED, {"user_keys": keys}) if len(keys) else []
+    columns: dict[str, Sequence[Any]] = dict.fromkeys(_COLUMNS, ())
+    if found:
+        columns = dict(zip(_COLUMNS, zip(*found, strict=True), strict=True))
     return BehaviorRows(
-        **{name: np.array(columns[name], np.int64) for name in names[:3]},
+        **{name: np.array(columns[name], np.int64) for name in _COLUMNS[:3]},
         rating=np.array(columns["rating"], np.float64),
         behavior_id=pa.array(columns["behavior_id"], TEXT),
         item_id=pa.array(columns["item_id"], TEXT),
@@ -129,9 +141,7 @@ def known(connection: sa.Connection, rows: BehaviorRows) -> Flags:
     if not len(rows):
         return np.zeros(0, np.bool_)
     pairs = list(zip(rows.user_key.tolist(), texts(rows.behavior_id), strict=True))
-    on = (behaviors.c.user_key, behaviors.c.behavior_id)
-    query = sa.select(*on).select_from(join_pairs(behaviors, pairs, on=on))
-    found = {(user, behavior_id) for user, behavior_id in connection.execute(query).all()}
+    found = set(plain_rows(connection, _KNOWN, pair_parameters(pairs)))
     return np.fromiter((pair in found for pair in pairs), np.bool_, len(rows))
 
 
@@ -140,9 +150,7 @@ def has_company(connection: sa.Connection, rows: BehaviorRows) -> Flags:
     if not len(rows):
         return np.zeros(0, np.bool_)
     places = list(zip(rows.user_key.tolist(), rows.event_time.tolist(), strict=True))
-    on = (behaviors.c.user_key, behaviors.c.event_time)
-    query = sa.select(*on).distinct().select_from(join_pairs(behaviors, list(dict.fromkeys(places)), on=on))
-    found = {(user, time) for user, time in connection.execute(query)}
+    found = set(plain_rows(connection, _COMPANY, pair_parameters(list(dict.fromkeys(places)))))
     return np.fromiter((place in found for place in places), np.bool_, len(rows))
 
 

@@ -56,17 +56,12 @@ def owner_name() -> str:
 def acquire(memory: Memory, name: str, *, owner: str, seconds: float = LEASE_S) -> Lease | None:
     """Take a lease for so many seconds, or return None where another owner has it."""
     with memory.writing("lease") as connection:
-        connection.execute(insert_new(connection, leases).values(name=name, owner=None, until=0, number=0))
+        connection.execute(insert_new(connection, leases), {"name": name, "owner": None, "until": 0, "number": 0})
         now = now_us(connection)
-        free = (leases.c.until < now) | (leases.c.owner.is_(None))
-        taken = connection.execute(
-            leases.update()
-            .where(leases.c.name == name, free)
-            .values(owner=owner, until=now + int(seconds * 1e6), number=leases.c.number + 1)
-        )
-        if taken.rowcount != 1:
+        asked = {"of_name": name, "now": now, "new_owner": owner, "new_until": now + int(seconds * 1e6)}
+        if connection.execute(_TAKE, asked).rowcount != 1:
             return None
-        number = connection.scalar(sa.select(leases.c.number).where(leases.c.name == name))
+        number = connection.scalar(_NUMBER, {"of_name": name})
     return Lease(name=name, owner=owner, number=int(number or 0), seconds=seconds)
 
 
@@ -77,14 +72,14 @@ def renew(connection: sa.Connection, lease: Lease) -> None:
         LeaseLost: another process has it, or had it since.
     """
     until = now_us(connection) + int(lease.seconds * 1e6)
-    if connection.execute(leases.update().where(_is(lease)).values(until=until)).rowcount != 1:
+    if connection.execute(_RENEW, {**_its(lease), "new_until": until}).rowcount != 1:
         raise LeaseLost(f"The lease {lease.name!r} was taken by another process. Nothing was marked; it does the rest.")
 
 
 def release(memory: Memory, lease: Lease) -> None:
     """Give a lease back; one that was lost stays with who has it."""
     with memory.writing("lease") as connection:
-        connection.execute(leases.update().where(_is(lease)).values(owner=None, until=0))
+        connection.execute(_RELEASE, _its(lease))
 
 
 @contextmanager
@@ -136,5 +131,17 @@ def _keep(memory: Memory, lease: Lease, ended: threading.Event) -> None:
             continue  # the memory is busy or away: there is time for another try
 
 
-def _is(lease: Lease) -> sa.ColumnElement[bool]:
-    return sa.and_(leases.c.name == lease.name, leases.c.owner == lease.owner, leases.c.number == lease.number)
+def _its(lease: Lease) -> dict[str, str | int]:
+    return {"of_name": lease.name, "of_owner": lease.owner, "of_number": lease.number}
+
+
+_IS_OF_NAME = leases.c.name == sa.bindparam("of_name")
+_IS_ITS = sa.and_(_IS_OF_NAME, leases.c.owner == sa.bindparam("of_owner"), leases.c.number == sa.bindparam("of_number"))
+_NUMBER = sa.select(leases.c.number).where(_IS_OF_NAME)
+_TAKE = (
+    leases.update()
+    .where(_IS_OF_NAME, (leases.c.until < sa.bindparam("now")) | leases.c.owner.is_(None))
+    .values(owner=sa.bindparam("new_owner"), until=sa.bindparam("new_until"), number=leases.c.number + 1)
+)
+_RENEW = leases.update().where(_IS_ITS).values(until=sa.bindparam("new_until"))
+_RELEASE = leases.update().where(_IS_ITS).values(owner=None, until=0)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
-from liber_feast.memory.bulk import execute_many, insert_new, insert_or_update
+from liber_feast.memory.bulk import QUERIES_KEPT, execute_many, insert_new, insert_or_update
 from liber_feast.memory.clock import now_us
 from liber_feast.memory.schema import partitions, publications, published, settings, texts, users, waiting
 from liber_feast.memory.settings import keep_setting, setting
@@ -20,7 +20,6 @@ from liber_feast.memory.texts import Whose, of_users
 from liber_feast.memory.vectors import VECTOR, ready_partitions
 
 ROWS_PER_PUBLICATION = 20_000
-QUERIES_KEPT = 16
 USERS_AT_WORK = 1_000
 """The most users who are published along with others, because somebody works on them."""
 _ROW = ("user_key", "partition_index", "version", "text_id", "index_sum")
@@ -223,7 +222,7 @@ def plan(connection: sa.Connection, found: Sequence[Found], *, clock_time: int) 
     for stage, rows in found:
         for start in range(0, len(rows), ROWS_PER_PUBLICATION):
             some = rows[start : start + ROWS_PER_PUBLICATION]
-            result = connection.execute(publications.insert().values(stage=stage, created_time=created_time))
+            result = connection.execute(_INSERT, {"stage": stage, "created_time": created_time})
             (publication_id,) = result.inserted_primary_key or (None,)
             columns: dict[str, Sequence[Any]] = {name: [getattr(row, name) for row in some] for name in _ROW}
             columns |= {"stage": [stage] * len(some), "publication_id": [publication_id] * len(some)}
@@ -232,28 +231,45 @@ def plan(connection: sa.Connection, found: Sequence[Found], *, clock_time: int) 
 
 def newest_number(connection: sa.Connection) -> int:
     """Return the number of the publication that was planned last; 0: there is none."""
-    return connection.scalar(sa.select(sa.func.max(publications.c.publication_id))) or 0
+    return connection.scalar(_NEWEST_NUMBER) or 0
 
 
 def newest_created_time(connection: sa.Connection) -> int:
     """Return the time of the publication that was planned last; 0: there is none."""
-    newest = sa.select(publications.c.created_time).order_by(publications.c.publication_id.desc()).limit(1)
-    return connection.scalar(newest) or 0
+    return connection.scalar(_NEWEST_TIME) or 0
 
 
 def users_at_work(connection: sa.Connection) -> list[int]:
     """Return users whom somebody works on now and will want to have published, by their claims."""
-    is_claimed = waiting.c.lease_until >= now_us(connection)
-    query = sa.select(waiting.c.user_key).where(is_claimed).order_by(waiting.c.since, waiting.c.user_key)
-    return list(connection.scalars(query.limit(USERS_AT_WORK)))
+    return list(connection.scalars(_AT_WORK, {"now": now_us(connection)}))
 
 
+_INSERT = publications.insert()
+_NEWEST_NUMBER = sa.select(sa.func.max(publications.c.publication_id))
+_NEWEST_TIME = sa.select(publications.c.created_time).order_by(publications.c.publication_id.desc()).limit(1)
+_AT_WORK = (
+    sa.select(waiting.c.user_key)
+    .where(waiting.c.lease_until >= sa.bindparam("now"))
+    .order_by(waiting.c.since, waiting.c.user_key)
+    .limit(USERS_AT_WORK)
+)
 _IS_BEGUN = publications.c.done_time.is_(None)
+_OLDEST_BEGUN = sa.select(publications).where(_IS_BEGUN).order_by(publications.c.publication_id).limit(1)
+_ROWS = (
+    sa.select(*(published.c[name] for name in _ROW))
+    .where(published.c.publication_id == sa.bindparam("of_publication"))
+    .order_by(published.c.user_key, published.c.partition_index, published.c.version)
+)
+_FINISH = (
+    publications.update()
+    .where(publications.c.publication_id == sa.bindparam("of_publication"), _IS_BEGUN)
+    .values(done_time=sa.bindparam("at"))
+)
 
 
 def has_unfinished(connection: sa.Connection) -> bool:
     """Return whether a publication is not done."""
-    return connection.scalar(sa.select(publications.c.publication_id).where(_IS_BEGUN).limit(1)) is not None
+    return connection.execute(_OLDEST_BEGUN).first() is not None
 
 
 def next_unfinished(connection: sa.Connection) -> Publication | None:
@@ -262,15 +278,10 @@ def next_unfinished(connection: sa.Connection) -> Publication | None:
     Publications are finished in the order of their numbers: a Delta table skips what is not newer than the
     number of its last commit.
     """
-    query = sa.select(publications).where(_IS_BEGUN).order_by(publications.c.publication_id)
-    found = connection.execute(query.limit(1)).one_or_none()
+    found = connection.execute(_OLDEST_BEGUN).one_or_none()
     if found is None:
         return None
-    rows = connection.execute(
-        sa.select(*(published.c[name] for name in _ROW))
-        .where(published.c.publication_id == found.publication_id)
-        .order_by(published.c.user_key, published.c.partition_index, published.c.version)
-    )
+    rows = connection.execute(_ROWS, {"of_publication": found.publication_id})
     return Publication(
         publication_id=found.publication_id,
         stage=found.stage,
@@ -281,8 +292,7 @@ def next_unfinished(connection: sa.Connection) -> Publication | None:
 
 def finish(connection: sa.Connection, publication: Publication, *, done_time: int) -> None:
     """Mark a publication done: its rows are in Delta and online."""
-    is_its = publications.c.publication_id == publication.publication_id
-    connection.execute(publications.update().where(is_its, _IS_BEGUN).values(done_time=done_time))
+    connection.execute(_FINISH, {"of_publication": publication.publication_id, "at": done_time})
 
 
 def version_in_use(connection: sa.Connection, stage: str, *, made_by: str) -> str:

@@ -8,7 +8,10 @@ from liber_feast.memory.schema import settings
 
 def setting(connection: sa.Connection, name: str) -> str | None:
     """Return a setting, or None where it was never kept."""
-    return connection.scalar(sa.select(settings.c.value).where(settings.c.name == name))
+    return connection.scalar(_VALUE, {"of_name": name})
+
+
+_VALUE = sa.select(settings.c.value).where(settings.c.name == sa.bindparam("of_name"))
 
 
 def keep_setting(connection: sa.Connection, name: str, value: str | None) -> None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
 from liber_feast.interest import SHIFT, SUMMARY
-from liber_feast.memory.bulk import execute_many, join_pairs
+from liber_feast.memory.bulk import execute_many, join_pairs, pair_parameters, plain_rows
 from liber_feast.memory.clock import now_us
 from liber_feast.memory.schema import (
     behaviors,
@@ -95,18 +96,25 @@ def mark_online(connection: sa.Connection, keys: Sequence[tuple[int, int]], *, n
     pairs = list(dict.fromkeys(keys))
     if not pairs:
         return []
-    columns = (partitions.c.user_key, partitions.c.partition_index)
-    found = connection.execute(
-        sa.select(*columns, partitions.c.pushed_time)
-        .select_from(join_pairs(partitions, pairs, on=columns))
-        .where(partitions.c.pushed_time.is_not(None), partitions.c.online_time.is_(None))
-    ).all()
+    found = plain_rows(connection, _NOT_ONLINE, pair_parameters(pairs))
     if found:
-        of_partition = (columns[0] == sa.bindparam("of_user")) & (columns[1] == sa.bindparam("of_index"))
-        mark = partitions.update().where(of_partition).values(online_time=sa.bindparam("at"))
-        users_of, indexes = [row.user_key for row in found], [row.partition_index for row in found]
-        execute_many(connection, mark, {"of_user": users_of, "of_index": indexes, "at": [now] * len(found)})
-    return [max(0, now - row.pushed_time) / 1e6 for row in found]
+        users_of, indexes, pushed_times = zip(*found, strict=True)
+        execute_many(connection, _MARK, {"of_user": users_of, "of_index": indexes, "at": [now] * len(found)})
+        return [max(0, now - pushed_time) / 1e6 for pushed_time in pushed_times]
+    return []
+
+
+_KEY = (partitions.c.user_key, partitions.c.partition_index)
+_NOT_ONLINE = (
+    sa.select(*_KEY, partitions.c.pushed_time)
+    .select_from(join_pairs(partitions, on=_KEY))
+    .where(partitions.c.pushed_time.is_not(None), partitions.c.online_time.is_(None))
+)
+_MARK = (
+    partitions.update()
+    .where(_KEY[0] == sa.bindparam("of_user"), _KEY[1] == sa.bindparam("of_index"))
+    .values(online_time=sa.bindparam("at"))
+)
 
 
 def freshness(connection: sa.Connection, *, last: int = FRESHNESS_OVER) -> Freshness:
@@ -129,8 +137,13 @@ def pending_partition_count(connection: sa.Connection) -> int:
 
     A summary is due for each, and a shift where an earlier partition of the user has a summary.
     """
+    return connection.scalar(_pending()) or 0
+
+
+@cache
+def _pending() -> sa.Select[Any]:
     is_complete = has_text(SUMMARY) & (has_text(SHIFT) | ~has_summary_before())
-    return _count(connection, partitions, partitions.c.failure.is_(None), ~is_complete)
+    return sa.select(sa.func.count()).select_from(partitions).where(partitions.c.failure.is_(None), ~is_complete)
 
 
 def failure_reasons(connection: sa.Connection) -> dict[str, int]:

@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 
 from liber_feast.interest import SUMMARY, Failure, LearnedText
-from liber_feast.memory.bulk import insert_new, join_pairs
+from liber_feast.memory.bulk import among, insert_new, join_pairs, pair_parameters, plain_rows
 from liber_feast.memory.schema import behaviors, partitions, recomputations, texts, users
 
 ROWS_PER_QUERY = 400
@@ -47,26 +48,14 @@ def sealed_partitions(
     connection: sa.Connection, keys: Sequence[PartitionKey], *, stage: str
 ) -> dict[PartitionKey, SealedPartition]:
     """Return those partitions that wait for a text of `stage`, as they wait; another run may have kept some since."""
-    revision = sa.select(sa.func.coalesce(sa.func.max(texts.c.revision) + 1, 0)).where(_of_partition(texts, stage))
-    columns = (*(partitions.c[name] for name in ("user_key", "partition_index", "partition_hash")), users.c.user_id)
-    wanted = join_pairs(partitions, keys, on=(partitions.c.user_key, partitions.c.partition_index))
-    query = sa.select(*columns, revision.scalar_subquery().label("revision")).select_from(
-        sa.join(wanted, users, users.c.user_key == partitions.c.user_key)
-    )
-    query = query.where(~has_text(stage) | is_marked(stage))
-    found = (SealedPartition(**row._mapping) for row in connection.execute(query))
-    return {(one.user_key, one.partition_index): one for one in found}
+    rows = connection.execute(_sealed(stage), pair_parameters(keys))
+    return {(row.user_key, row.partition_index): SealedPartition(**row._mapping) for row in rows}
 
 
 def newest_texts(connection: sa.Connection, keys: Sequence[PartitionKey], *, stage: str) -> dict[PartitionKey, str]:
     """Return the newest text of `stage` of every partition of `keys` that has one."""
-    query = (
-        sa.select(texts.c.user_key, texts.c.partition_index, texts.c.text)
-        .select_from(join_pairs(texts, keys, on=(texts.c.user_key, texts.c.partition_index)))
-        .where(texts.c.stage == stage)
-        .order_by(texts.c.text_id)
-    )
-    return {(row.user_key, row.partition_index): row.text for row in connection.execute(query)}
+    rows = connection.execute(_NEWEST, {**pair_parameters(keys), "of_stage": stage})
+    return {(row.user_key, row.partition_index): row.text for row in rows}
 
 
 def sealed_behaviors(
@@ -74,25 +63,9 @@ def sealed_behaviors(
 ) -> dict[PartitionKey, tuple[SealedBehavior, ...]]:
     """Return the behaviors of the partitions, each in the order (event time, behavior id)."""
     wanted: dict[PartitionKey, list[SealedBehavior]] = {key: [] for key in keys}
-    query = (
-        sa.select(
-            behaviors.c.user_key,
-            behaviors.c.partition_index,
-            behaviors.c.item_id,
-            behaviors.c.rating,
-            behaviors.c.event_time,
-        )
-        .select_from(
-            join_pairs(partitions, list(wanted), on=(partitions.c.user_key, partitions.c.partition_index)).join(
-                behaviors,
-                (behaviors.c.user_key == partitions.c.user_key)
-                & behaviors.c.event_time.between(partitions.c.first_time, partitions.c.last_time)  # there is an index
-                & (behaviors.c.partition_index == partitions.c.partition_index),
-            )
-        )
-        .order_by(behaviors.c.user_key, behaviors.c.event_time, behaviors.c.behavior_id)
-    )
-    for user_key, index, item_id, rating, event_time in connection.execute(query):
+    for user_key, index, item_id, rating, event_time in plain_rows(
+        connection, _BEHAVIORS, pair_parameters(list(wanted))
+    ):
         wanted[user_key, index].append(SealedBehavior(item_id=item_id, rating=rating, event_time=event_time))
     return {key: tuple(found) for key, found in wanted.items()}
 
@@ -121,14 +94,20 @@ def add_texts(connection: sa.Connection, new: Sequence[NewText]) -> None:
     rows = [_asked_for(one.partition, stage=one.stage, attempt_count=one.learned.attempt_count) for one in new]
     connection.execute(_UNMARK, rows)  # first: a mark that is there after such a text was kept asks for the next one
     values = [_row(one) for one in new]
-    columns = [sa.bindparam(name, type_=texts.c[name].type) for name in values[0]]
+    connection.execute(_add(insert_new(connection, texts), tuple(values[0])), values)
+    connection.execute(_SUCCEED, rows)
+
+
+@cache
+def _add(insert: sa.Insert, names: tuple[str, ...]) -> sa.Insert:
+    """Return an insert of the columns `names` that inserts nothing where their partition is not there."""
     of_partition = sa.and_(
         *(partitions.c[name] == sa.bindparam(name) for name in ("user_key", "partition_index", "partition_hash"))
     )
+    columns = [sa.bindparam(name, type_=texts.c[name].type) for name in names]
     there = sa.select(*columns).where(of_partition).select_from(partitions)
     kept = there.with_for_update(read=True, key_share=True)  # whoever deletes it waits, or it is seen that it is gone
-    connection.execute(insert_new(connection, texts).from_select(list(values[0]), kept), values)
-    connection.execute(_SUCCEED, rows)
+    return insert.from_select(list(names), kept)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +165,7 @@ def has_summary_before(
 
 
 def user_chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    """Yield `values` in pieces that a query takes as its parameters."""
+    """Yield `values` in pieces, of which the rows are read at once."""
     for start in range(0, len(values), ROWS_PER_QUERY):
         yield values[start : start + ROWS_PER_QUERY]
 
@@ -207,14 +186,15 @@ def _anybody(_user_key: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
 
 
 def _one_of_some(user_key: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
-    return user_key.in_(sa.bindparam("some_users", expanding=True))
+    return among(user_key, "some_users")
 
 
 def known_user_ids(connection: sa.Connection, user_keys: Sequence[int]) -> dict[int, str]:
     """Return the ids of users by key, as text."""
-    columns = sa.select(users.c.user_key, users.c.user_id)
-    rows = of_users(connection, lambda whose: columns.where(whose(users.c.user_key)), user_keys)
-    return {row.user_key: row.user_id for row in rows}
+    return {key: user_id for key, user_id in connection.execute(_USER_IDS, {"user_keys": user_keys})}
+
+
+_USER_IDS = sa.select(users.c.user_key, users.c.user_id).where(among(users.c.user_key, "user_keys"))
 
 
 def _row(new: NewText) -> dict[str, Any]:
@@ -261,6 +241,35 @@ def _of_partition(table: sa.FromClause, stage: str | sa.BindParameter[str]) -> s
 def _asked(table: sa.Table) -> sa.ColumnElement[bool]:
     """Return whether a row is of the partition that the parameters `of_user` and `of_index` name."""
     return (table.c.user_key == sa.bindparam("of_user")) & (table.c.partition_index == sa.bindparam("of_index"))
+
+
+_IN_PARTITIONS = join_pairs(partitions, on=(partitions.c.user_key, partitions.c.partition_index))
+_NEWEST = (
+    sa.select(texts.c.user_key, texts.c.partition_index, texts.c.text)
+    .select_from(join_pairs(texts, on=(texts.c.user_key, texts.c.partition_index)))
+    .where(texts.c.stage == sa.bindparam("of_stage"))
+    .order_by(texts.c.text_id)
+)
+_IS_IN_PARTITION = sa.and_(
+    behaviors.c.user_key == partitions.c.user_key,
+    behaviors.c.event_time.between(partitions.c.first_time, partitions.c.last_time),  # there is an index
+    behaviors.c.partition_index == partitions.c.partition_index,
+)
+_BEHAVIORS = (
+    sa.select(*(behaviors.c[name] for name in ("user_key", "partition_index", "item_id", "rating", "event_time")))
+    .select_from(_IN_PARTITIONS.join(behaviors, _IS_IN_PARTITION))
+    .order_by(behaviors.c.user_key, behaviors.c.event_time, behaviors.c.behavior_id)
+)
+
+
+@cache
+def _sealed(stage: str) -> sa.Select[Any]:
+    revision = sa.select(sa.func.coalesce(sa.func.max(texts.c.revision) + 1, 0)).where(_of_partition(texts, stage))
+    columns = (*(partitions.c[name] for name in ("user_key", "partition_index", "partition_hash")), users.c.user_id)
+    query = sa.select(*columns, revision.scalar_subquery().label("revision")).select_from(
+        _IN_PARTITIONS.join(users, users.c.user_key == partitions.c.user_key)
+    )
+    return query.where(~has_text(stage) | is_marked(stage))
 
 
 _IS_KEPT = sa.exists().where(

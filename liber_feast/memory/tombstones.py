@@ -17,6 +17,7 @@ from liber_feast.memory.schema import tombstones, users
 from liber_feast.memory.settings import setting
 from liber_feast.memory.texts import user_chunks
 
+_IS_ONE_THERE = sa.select(sa.exists(sa.select(tombstones.c.user_hash)))
 _NEVER = np.iinfo(np.int64).min
 _ORDER_OF_TRANSACTIONS = 7_236_824
 """PostgreSQL's lock between those that append and one that forgets; SQLite has one writer at a time anyway."""
@@ -39,7 +40,7 @@ def drop_forgotten(connection: sa.Connection, table: pa.Table) -> tuple[pa.Table
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_ORDER_OF_TRANSACTIONS)))
-    if not connection.scalar(sa.select(sa.exists(sa.select(tombstones.c.user_hash)))):
+    if not connection.scalar(_IS_ONE_THERE):
         return table, 0
     sent = table[USER].combine_chunks().dictionary_encode()
     names = [str(user) for user in sent.dictionary.to_pylist()]

@@ -2,27 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from liber_feast.memory.bulk import execute_many, insert_new
+from liber_feast.memory.bulk import among, execute_many, insert_new
 from liber_feast.memory.schema import users
 from liber_feast.partition import NEVER_SEALED
-
-VALUES_PER_QUERY = 400
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-_Value = TypeVar("_Value")
 _COUNTS = ("behavior_count", "duplicate_count", "late_count", "ahead_count", "tied_count")
 _PLACES = ("partition_count", "sequence_number", "sealed_time", "seal_time")
 _KEPT = (*_COUNTS, *_PLACES, "sealed_behavior_id")
 _ZERO_AT_FIRST = tuple(column.name for column in users.columns if column.default is not None)
-_STATE = sa.select(users.c.user_key, users.c.user_id, *(users.c[name] for name in _KEPT))
+_KEYS = sa.select(users.c.user_id, users.c.user_key).where(among(users.c.user_id, "user_ids"))
+_LOCK = (
+    sa.select(users.c.user_key, users.c.user_id, *(users.c[name] for name in _KEPT))
+    .where(among(users.c.user_key, "user_keys"))
+    .order_by(users.c.user_key)
+    .with_for_update()
+)
 _KEEP = (
     users.update()
     .where(users.c.user_key == sa.bindparam("of_user"))
@@ -76,9 +79,7 @@ def locked_states(connection: sa.Connection, user_ids: Sequence[str]) -> UserSta
 
 def user_keys(connection: sa.Connection, user_ids: Sequence[str]) -> dict[str, int]:
     """Return the keys of those users that the memory has; nothing is locked."""
-    query = sa.select(users.c.user_id, users.c.user_key)
-    found = (connection.execute(query.where(users.c.user_id.in_(some))).all() for some in pieces(user_ids))
-    return {row.user_id: row.user_key for rows in found for row in rows}
+    return {user_id: key for user_id, key in connection.execute(_KEYS, {"user_ids": user_ids}).all()}
 
 
 def lock(connection: sa.Connection, keys: Sequence[int]) -> UserStates:
@@ -87,10 +88,7 @@ def lock(connection: sa.Connection, keys: Sequence[int]) -> UserStates:
     The states are columns of the locked rows alone: of anything else in that statement, PostgreSQL would return what
     was there before it waited.
     """
-    query = _STATE.order_by(users.c.user_key).with_for_update()
-    found: list[Any] = []
-    for some in pieces(sorted(keys)):
-        found += connection.execute(query.where(users.c.user_key.in_(some))).all()
+    found = connection.execute(_LOCK, {"user_keys": sorted(keys)}).all()
     names = ("user_key", "user_id", *_KEPT)
     columns = dict(zip(names, zip(*found, strict=True), strict=True)) if found else dict.fromkeys(names, ())
     numbers = {
@@ -114,8 +112,3 @@ def keep(connection: sa.Connection, states: UserStates) -> None:
         values[name] = [None if without else value for without, value in zip(never, values[name], strict=True)]
     values["of_user"] = states.user_key.tolist()
     execute_many(connection, _KEEP, values)
-
-
-def pieces(values: Sequence[_Value]) -> list[Sequence[_Value]]:
-    """Return `values` in pieces that one query can take as parameters."""
-    return [values[start : start + VALUES_PER_QUERY] for start in range(0, len(values), VALUES_PER_QUERY)]

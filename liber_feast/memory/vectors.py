@@ -7,6 +7,7 @@ vector was published stays ready: where its shift is due only now, it has zeros 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from liber_feast.interest import SHIFT, SUMMARY
-from liber_feast.memory.bulk import insert_new
+from liber_feast.memory.bulk import QUERIES_KEPT, among, insert_new
 from liber_feast.memory.schema import partitions, published, text_vectors, texts
-from liber_feast.memory.texts import Whose, has_summary_before, of_users, user_chunks
+from liber_feast.memory.texts import Whose, has_summary_before, of_users
 
 VECTOR = "vector"
 """The stage of partition vectors, beside those of texts."""
@@ -40,26 +41,16 @@ def texts_without_vector(
 
     Of all users or of some.
     """
-    columns = sa.select(texts.c.text_id, texts.c.text_hash, texts.c.text)
-    waiting = columns.where(~_is_encoded(texts.c.text_id, encoder_version))
     found: dict[str, tuple[str, list[int]]] = {}
-    for row in of_users(connection, lambda whose: waiting.where(whose(texts.c.user_key)), user_keys):
+    for row in of_users(connection, lambda whose: _texts_without_vector(whose, encoder_version), user_keys):
         found.setdefault(row.text_hash, (row.text, []))[1].append(row.text_id)
     return found
 
 
 def known_vectors(connection: sa.Connection, hashes: Sequence[str], *, encoder_version: str) -> dict[str, bytes]:
     """Return, by text hash, the vectors of texts that were encoded for another row."""
-    found: dict[str, bytes] = {}
-    joined = texts.join(text_vectors, text_vectors.c.text_id == texts.c.text_id)
-    for some in user_chunks(hashes):
-        query = (
-            sa.select(texts.c.text_hash, text_vectors.c.vector)
-            .select_from(joined)
-            .where(texts.c.text_hash.in_(some), text_vectors.c.encoder_version == encoder_version)
-        )
-        found |= {row.text_hash: row.vector for row in connection.execute(query)}
-    return found
+    found = connection.execute(_KNOWN, {"hashes": hashes, "encoder_version": encoder_version})
+    return {row.text_hash: row.vector for row in found}
 
 
 def add_vectors(connection: sa.Connection, vectors: Mapping[int, bytes], *, encoder_version: str) -> None:
@@ -143,6 +134,7 @@ def ready_partitions(whose: Whose, *, encoder_version: str, version: str) -> sa.
     return sa.select(newest).where(newest.c.summary_id.is_not(None), has_shift).cte("ready")
 
 
+@lru_cache(maxsize=QUERIES_KEPT)
 def _vectors(whose: Whose, *, encoder_version: str, version: str) -> sa.Select[Any]:
     ready = ready_partitions(whose, encoder_version=encoder_version, version=version)
     of_partition = sa.and_(
@@ -158,10 +150,21 @@ def _vectors(whose: Whose, *, encoder_version: str, version: str) -> sa.Select[A
     return sa.select(*key, ready.c.text_id, partitions.c.seal_time, *columns).select_from(joined).order_by(*key)
 
 
+@lru_cache(maxsize=QUERIES_KEPT)
+def _texts_without_vector(whose: Whose, encoder_version: str) -> sa.Select[Any]:
+    columns = sa.select(texts.c.text_id, texts.c.text_hash, texts.c.text)
+    return columns.where(~_is_encoded(texts.c.text_id, encoder_version), whose(texts.c.user_key))
+
+
 def _is_encoded(text_id: sa.ColumnElement[int], encoder_version: str) -> sa.Exists:
     return sa.exists().where(text_vectors.c.text_id == text_id, text_vectors.c.encoder_version == encoder_version)
 
 
+_KNOWN = (
+    sa.select(texts.c.text_hash, text_vectors.c.vector)
+    .select_from(texts.join(text_vectors, text_vectors.c.text_id == texts.c.text_id))
+    .where(among(texts.c.text_hash, "hashes"), text_vectors.c.encoder_version == sa.bindparam("encoder_version"))
+)
 _VECTOR = (
     sa.select(
         texts.c.text_id,
