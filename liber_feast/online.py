@@ -35,6 +35,10 @@ class OnlineWriter(Protocol):
         """Write the rows that are not older than what is online, all of them `force`d; return how many."""
         ...
 
+    def write_together(self, batches: Sequence[tuple[FeatureView, EncodedRows]], *, force: bool = False) -> int:
+        """Do as `write` for several views: all of it or, where the store has transactions, nothing."""
+        ...
+
     def delete(self, view: FeatureView, keys: Sequence[bytes]) -> int:
         """Delete the rows of serialized entity keys; return how many there were."""
         ...
@@ -64,9 +68,20 @@ class FeastOnlineSink:
             StoreFailure: the store cannot be written.
             StoreNotReady: the store lacks the view.
         """
-        found = self._views.get(view)
-        if found is not None and found.online and len(rows):
+        found = self._online_view(view)
+        if found is not None and len(rows):
             self._writer.write(found, encode_rows(found, rows, number=number), force=force)
+
+    def write_together(self, rows: Mapping[str, pa.Table]) -> None:
+        """Do as `write` for several views, without a number: all of it or, where the store has transactions, nothing.
+
+        Raises:
+            OnlineStoreAway, StoreFailure, StoreNotReady: as `write`.
+        """
+        views = [(self._online_view(view), some) for view, some in rows.items() if len(some)]
+        batches = [(view, encode_rows(view, some, number=None)) for view, some in views if view is not None]
+        if batches:
+            self._writer.write_together(batches)
 
     def delete(self, user_ids: Sequence[str | int]) -> int:
         """Delete the rows of the users in every view that the plugin fills; return how many there were.
@@ -83,6 +98,10 @@ class FeastOnlineSink:
     def close(self) -> None:
         """Give back connections; the next write opens them again."""
         self._writer.close()
+
+    def _online_view(self, name: str) -> FeatureView | None:
+        found = self._views.get(name)
+        return found if found is not None and found.online else None
 
     @cached_property
     def _writer(self) -> OnlineWriter:
@@ -121,6 +140,10 @@ class FeastWriter:
         ]
         self._store.online_write_batch(self._config, view, written, None)
         return len(written)
+
+    def write_together(self, batches: Sequence[tuple[FeatureView, EncodedRows]], *, force: bool = False) -> int:
+        """Do as `write`, one view after the other."""
+        return sum(self.write(view, rows, force=force) for view, rows in batches)
 
     def delete(self, view: FeatureView, keys: Sequence[bytes]) -> int:
         """Empty the rows of the keys: Feast has no way to delete one. Return how many there were."""

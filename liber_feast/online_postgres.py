@@ -50,15 +50,25 @@ class PostgresWriter:
             StoreNotReady: the view has no table; `feast apply` makes it.
             StoreFailure: the server refuses the write: no rights, a full disk.
         """
-        condition = sql.SQL("") if force else _NEWEST
-        statement = _WRITE.format(table=self._table(view), condition=condition)
-        # In the order of the keys, so that two writers wait for each other and neither for both.
-        values = list(_feature_rows(rows.take(sorted(range(len(rows.keys)), key=rows.keys.__getitem__))))
+        return self.write_together([(view, rows)], force=force)
+
+    def write_together(self, batches: Sequence[tuple[FeatureView, EncodedRows]], *, force: bool = False) -> int:
+        """Do as `write` for several views, in one transaction.
+
+        Raises:
+            OnlineStoreAway, StoreNotReady, StoreFailure: as `write`; nothing was written.
+        """
+        # In the order of names and keys, so that two writers wait for each other and neither for both.
+        ordered = sorted(batches, key=lambda batch: batch[0].name)
+        writes = [(self._statement(view, force=force), _by_key(rows)) for view, rows in ordered]
 
         def write_all(connection: psycopg.Connection[Any]) -> int:
+            written = 0
             with connection.cursor() as cursor:
-                cursor.executemany(statement, values)
-                return cursor.rowcount // max(1, len(rows.features))
+                for statement, rows in writes:
+                    cursor.executemany(statement, list(_feature_rows(rows)))
+                    written += cursor.rowcount // max(1, len(rows.features))
+            return written
 
         return self._run(write_all)
 
@@ -81,6 +91,9 @@ class PostgresWriter:
             if self._opened is not None:
                 self._opened[1].close()
                 self._opened = None
+
+    def _statement(self, view: FeatureView, *, force: bool) -> sql.Composed:
+        return _WRITE.format(table=self._table(view), condition=sql.SQL("") if force else _NEWEST)
 
     def _table(self, view: FeatureView) -> sql.Identifier:
         is_versioned = self._config.registry.enable_online_feature_view_versioning
@@ -121,6 +134,10 @@ def _in_transaction(connection: psycopg.Connection[Any], work: Callable[[psycopg
     except psycopg.OperationalError:
         connection.close()
         raise
+
+
+def _by_key(rows: EncodedRows) -> EncodedRows:
+    return rows.take(sorted(range(len(rows.keys)), key=rows.keys.__getitem__))
 
 
 def _feature_rows(rows: EncodedRows) -> Iterator[tuple[bytes, str, bytes, str | None, datetime, datetime]]:

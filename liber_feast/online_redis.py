@@ -58,21 +58,15 @@ class RedisWriter:
             OnlineStoreAway: Redis does not answer.
             StoreFailure: Redis refuses: no memory, no rights, a replica.
         """
-        view_name = self._name(view)
-        fields = {name: _mmh3(f"{view_name}:{name}") for name in rows.features}
-        order, time, live = f"_liber:{view_name}", f"_ts:{view_name}", str(self._block.key_ttl_seconds or 0)
-        columns = [(fields[name], values) for name, values in rows.features.items()]
-        commands = [
-            (
-                self._key(key),
-                (order, _order(rows.event_times[place], rows.numbers[place]), str(int(force)), live),
-                (time, _time(rows.event_times[place])),
-                *((field, values[place]) for field, values in columns),
-            )
-            for place, key in enumerate(rows.keys)
-        ]
-        answers = self._run([(_WRITE, 1, key, *(one for pair in pairs for one in pair)) for key, *pairs in commands])
-        return sum(answers)
+        return self.write_together([(view, rows)], force=force)
+
+    def write_together(self, batches: Sequence[tuple[FeatureView, EncodedRows]], *, force: bool = False) -> int:
+        """Do as `write` for several views, in one round trip; where that ends half-way, some rows may be there.
+
+        Raises:
+            OnlineStoreAway, StoreFailure: as `write`.
+        """
+        return sum(self._run([one for view, rows in batches for one in self._scripts(view, rows, force=force)]))
 
     def delete(self, view: FeatureView, keys: Sequence[bytes]) -> int:
         """Delete the rows of the keys; return how many there were.
@@ -89,6 +83,15 @@ class RedisWriter:
         """Give back the connections; the next write opens them again."""
         if "_client" in self.__dict__:
             self._client.close()
+
+    def _scripts(self, view: FeatureView, rows: EncodedRows, *, force: bool) -> Iterator[tuple[Any, ...]]:
+        name = self._name(view)
+        fields = [(_mmh3(f"{name}:{feature}"), values) for feature, values in rows.features.items()]
+        order, time, live = f"_liber:{name}", f"_ts:{name}", str(self._block.key_ttl_seconds or 0)
+        for place, key in enumerate(rows.keys):
+            at, number = rows.event_times[place], rows.numbers[place]
+            written = (one for field, values in fields for one in (field, values[place]))
+            yield _WRITE, 1, self._key(key), order, _order(at, number), str(int(force)), live, time, _time(at), *written
 
     def _run(self, scripts: Sequence[tuple[Any, ...]]) -> list[int]:
         with _in_one_line(self._block), self._client.pipeline(transaction=False) as pipe:

@@ -5,12 +5,15 @@ Feast keeps event times in whole seconds there. So the order of what is online l
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache, lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.helpers import compute_table_id
@@ -21,7 +24,10 @@ from liber_feast.online_values import EncodedRows
 
 LOCK_SECONDS = 10.0
 """How long a write waits for another one."""
-ROWS_PER_STATEMENT = 200
+ROWS_PER_STATEMENT = 128
+"""A power of two; more rows in a statement are no faster."""
+SECONDS_KEPT = 4_096
+"""Times of which it is kept what they are in Feast's table: those of a push are in each of its views."""
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # Feast stores naive times there
 _ORDER = (
@@ -35,7 +41,7 @@ _PASS = (
 )
 _NEWEST = " WHERE (excluded.event_time, excluded.number) >= (liber_order.event_time, liber_order.number)"
 _SET = (
-    "INSERT INTO {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES (?, ?, ?, ?, ?, ?)"
+    "INSERT INTO {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES {rows}"
     " ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, value_text = excluded.value_text,"
     " event_ts = excluded.event_ts, created_ts = excluded.created_ts"
 )
@@ -66,12 +72,22 @@ class SqliteWriter:
             StoreNotReady: the view has no table; `feast apply` makes it.
             StoreFailure: the file cannot be written.
         """
-        table = self._table(view)
+        return self.write_together([(view, rows)], force=force)
+
+    def write_together(self, batches: Sequence[tuple[FeatureView, EncodedRows]], *, force: bool = False) -> int:
+        """Do as `write` for several views, in one transaction.
+
+        Raises:
+            OnlineStoreAway, StoreNotReady, StoreFailure: as `write`; nothing was written.
+        """
+        tables, written = [self._table(view) for view, _ in batches], 0
         with self._writing() as connection:
             connection.execute(_ORDER)
-            kept = _passed(connection, table, rows, force=force)
-            connection.executemany(_SET.format(table=_quoted(table)), _feature_rows(rows.take(kept)))
-        return len(kept)
+            for table, (_, rows) in zip(tables, batches, strict=True):
+                kept = rows.take(_passed(connection, table, rows, force=force))
+                _execute(connection, partial(_set, table), list(_feature_rows(kept)))
+                written += len(kept.keys)
+        return written
 
     def delete(self, view: FeatureView, keys: Sequence[bytes]) -> int:
         """Delete the rows of the keys, so that nothing of them stays in the file; return how many there were.
@@ -129,13 +145,34 @@ class SqliteWriter:
 def _passed(connection: sqlite3.Connection, table: str, rows: EncodedRows, *, force: bool) -> list[int]:
     """Note the order of the rows that are not older than what is online; return their places."""
     values = list(zip([table] * len(rows.keys), rows.keys, rows.event_times, rows.numbers, strict=True))
-    passed: set[bytes] = set()
-    for start in range(0, len(values), ROWS_PER_STATEMENT):
-        some = values[start : start + ROWS_PER_STATEMENT]
-        statement = _PASS.format(rows=", ".join(["(?, ?, ?, ?)"] * len(some)), condition="" if force else _NEWEST)
-        found = connection.execute(statement, [value for row in some for value in row])
-        passed.update(key for (key,) in found.fetchall())
+    passed = {key for (key,) in _execute(connection, partial(_pass, force=force), values)}
     return [place for place, key in enumerate(rows.keys) if key in passed]
+
+
+def _execute(
+    connection: sqlite3.Connection, statement: Callable[[int], str], rows: Sequence[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """Execute `statement`, of a number of rows, over all `rows`; return what it returns.
+
+    The numbers are powers of two: so there are few statements, and SQLite prepares each once.
+    """
+    start, found = 0, list[tuple[Any, ...]]()
+    while start < len(rows):
+        count = min(ROWS_PER_STATEMENT, 1 << (len(rows) - start).bit_length() - 1)
+        values = list(chain.from_iterable(rows[start : start + count]))
+        found += connection.execute(statement(count), values).fetchall()
+        start += count
+    return found
+
+
+@cache
+def _pass(row_count: int, *, force: bool) -> str:
+    return _PASS.format(rows=", ".join(["(?, ?, ?, ?)"] * row_count), condition="" if force else _NEWEST)
+
+
+@cache
+def _set(table: str, row_count: int) -> str:
+    return _SET.format(table=_quoted(table), rows=", ".join(["(?, ?, ?, ?, ?, ?)"] * row_count))
 
 
 def _feature_rows(rows: EncodedRows) -> Iterator[tuple[bytes, str, bytes, str | None, int, int]]:
@@ -145,6 +182,7 @@ def _feature_rows(rows: EncodedRows) -> Iterator[tuple[bytes, str, bytes, str | 
         yield from zip(rows.keys, names, values, rows.texts[name], times, created, strict=True)
 
 
+@lru_cache(maxsize=SECONDS_KEPT)
 def _seconds(micros: int) -> int:
     """Return a time as Feast keeps it there."""
     return int(adapt_datetime_epoch(_EPOCH + timedelta(microseconds=micros)))

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow as pa
 from feast import FeatureView
 from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.infra.online_stores.helpers import extract_text_and_num
-from feast.protos.feast.types.Value_pb2 import DoubleList, FloatList, Value, ValueType
+from feast.protos.feast.types.Value_pb2 import Value, ValueType
 from feast.type_map import python_values_to_proto_values
 from feast.types import Array, FeastType, Float32, Float64, Int32, Int64, String
 
@@ -138,19 +139,25 @@ def _messages(column: pa.ChunkedArray, *, name: str) -> list[bytes]:
     return made
 
 
-def _packed(column: pa.ChunkedArray, *, name: str, kind: str, message: Callable[..., Any]) -> list[bytes]:
+def _packed(column: pa.ChunkedArray, *, name: str, kind: str) -> list[bytes]:
     """Return lists of floats: in the message they lie as in an array, one after the other."""
-    made = []
-    for one in column.combine_chunks() if len(column) else ():
-        if not one.is_valid:
-            made.append(b"")
-            continue
-        raw = one.values.to_numpy(zero_copy_only=False).astype(kind, copy=False).tobytes()
-        inner = message.FromString(b"\x0a" + _varint(len(raw)) + raw) if raw else message()  # type: ignore[attr-defined]
-        made.append(Value(**{name: inner}).SerializeToString())
+    lists = column.combine_chunks().cast(pa.list_(column.type.value_type))
+    values = lists.values.to_numpy(zero_copy_only=False).astype(kind, copy=False)
+    raw, edges = values.tobytes(), lists.offsets.to_numpy() * values.itemsize
+    made = [_message(name, raw[start:end]) for start, end in pairwise(edges.tolist())]
+    for place in np.flatnonzero(lists.is_null().to_numpy(zero_copy_only=False)).tolist():
+        made[place] = b""
     return made
 
 
+def _message(name: str, raw: bytes) -> bytes:
+    """Return the bytes of a `Value` whose field `name` is a list of numbers that lie in `raw`."""
+    inner = b"".join((_VALUES, _varint(len(raw)), raw)) if raw else b""
+    return b"".join((_varint(Value.DESCRIPTOR.fields_by_name[name].number << 3 | 2), _varint(len(inner)), inner))
+
+
+_VALUES = b"\x0a"
+"""The field of the values in a message that is a list: number 1, bytes of a given length."""
 _MORE = 0x80
 """The bit that says that another byte follows."""
 
@@ -169,6 +176,6 @@ _LISTS: dict[object, Callable[[pa.ChunkedArray], list[bytes]]] = {
     String: partial(_messages, name="string_list_val"),
     Int64: partial(_messages, name="int64_list_val"),
     Int32: partial(_messages, name="int32_list_val"),
-    Float64: partial(_packed, name="double_list_val", kind="<f8", message=DoubleList),
-    Float32: partial(_packed, name="float_list_val", kind="<f4", message=FloatList),
+    Float64: partial(_packed, name="double_list_val", kind="<f8"),
+    Float32: partial(_packed, name="float_list_val", kind="<f4"),
 }

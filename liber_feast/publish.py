@@ -82,6 +82,13 @@ class OnlineSink(Protocol):
         """
         ...
 
+    def write_together(self, rows: Mapping[str, pa.Table]) -> None:
+        """Do as `write` for several views, without a number: all of it or, where the store has transactions, nothing.
+
+        Rows of a view are then ordered by (event_timestamp, created_timestamp).
+        """
+        ...
+
     def delete(self, user_ids: Sequence[str | int]) -> int:
         """Delete the rows of users in every view; return how many there were."""
         ...

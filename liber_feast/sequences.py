@@ -1,6 +1,7 @@
 """The recent behaviors of users: as feature rows, and written online of the users who sent some.
 
 The rows of one snapshot carry its `users.sequence_number`, so that an online store keeps the newest of two writers.
+Both views are written together, so that a store with transactions never shows a behavior without its sequence.
 No lock of the memory is held while the online store is written: one that hangs stops no push but its own.
 """
 
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 
 from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, RATING, TIMESTAMP, USER
 from liber_feast.memory import Memory
+from liber_feast.memory.bulk import among, plain_rows
 from liber_feast.memory.schema import behaviors, users
 from liber_feast.memory.settings import setting
 
@@ -61,12 +63,9 @@ def publish_sequences(
                 rows = projection(connection).behavior_rows(list(numbers)) if numbers else {}
             if not numbers:
                 break
-            for view, some in rows.items():
-                if len(some):
-                    online.write(view, some, number=some[CREATED_TIME].cast(pa.int64()).to_pylist())
-            memory.retrying(partial(_mark, numbers=numbers), what="sequence")
-            with memory.reading() as connection:
-                gone = _forgotten(connection, list(numbers), ids=rows[BEHAVIORS][USER].to_pylist())
+            online.write_together(rows)
+            mark = partial(_mark, numbers=numbers, ids=rows[BEHAVIORS][USER].to_pylist())
+            gone = memory.retrying(mark, what="sequence")
             if gone:
                 online.delete(gone)
             written, after = written + len(numbers), max(numbers)
@@ -84,25 +83,24 @@ def _changed(connection: sa.Connection, user_keys: Sequence[int] | None, *, afte
     return {key: number for key, number in found.all()}
 
 
-def _mark(connection: sa.Connection, *, numbers: Mapping[int, int]) -> None:
-    """Note what is online; users of one append have one number, mostly."""
+def _mark(connection: sa.Connection, *, numbers: Mapping[int, int], ids: Sequence[str | int]) -> list[str | int]:
+    """Note what is online, by user key; users of one append have one number, mostly.
+
+    Return which of `ids`, whose rows were just written, the memory has forgotten since they were read.
+    """
     keys: dict[int, list[int]] = {}
     for key, number in numbers.items():
         keys.setdefault(number, []).append(key)
     for number, some in keys.items():
         connection.execute(_MARK, {"user_keys": some, "number": number})
-
-
-def _forgotten(connection: sa.Connection, user_keys: Sequence[int], *, ids: Sequence[str | int]) -> list[str | int]:
-    """Return which of `ids`, whose rows were just written, the memory has forgotten since they were read."""
-    if not connection.scalar(_IS_ONE_FORGOTTEN, {"user_keys": user_keys}):
+    if not connection.scalar(_IS_ONE_FORGOTTEN, {"user_keys": list(numbers)}):
         return []
-    known = set(connection.scalars(sa.select(users.c.user_id).where(users.c.user_id.in_([str(one) for one in ids]))))
+    known = set(connection.scalars(_KNOWN_IDS, {"user_ids": [str(one) for one in ids]}))
     return [one for one in ids if str(one) not in known]
 
 
 # Built once: what SQLAlchemy does to build a statement takes longer than to run it for a push.
-_AMONG = users.c.user_key.in_(sa.bindparam("user_keys", expanding=True))
+_AMONG = among(users.c.user_key, "user_keys")
 _CHANGED = (
     sa.select(users.c.user_key, users.c.sequence_number)
     .where(users.c.sequence_published < users.c.sequence_number, users.c.user_key > sa.bindparam("after"))
@@ -116,6 +114,7 @@ _MARK = (
     .values(sequence_published=sa.bindparam("number"))
 )
 _IS_ONE_FORGOTTEN = sa.select(sa.exists().where(_AMONG, users.c.forgotten_time.isnot(None)))
+_KNOWN_IDS = sa.select(users.c.user_id).where(among(users.c.user_id, "user_ids"))
 _USERS = sa.select(users.c.user_key, users.c.user_id, users.c.behavior_count, users.c.sequence_number).where(
     users.c.forgotten_time.is_(None), _AMONG
 )
@@ -153,8 +152,7 @@ class SequenceRows:
 
     def _users(self, user_keys: Sequence[int]) -> tuple[dict[int, str], dict[int, int], dict[int, int]]:
         """Return ids, counts of behaviors and numbers by user key; of users who were forgotten, nothing."""
-        pieces = (self.connection.execute(_USERS, {"user_keys": some}) for some in _pieces(user_keys))
-        found = [row for piece in pieces for row in piece.all()]
+        found = plain_rows(self.connection, _USERS, {"user_keys": user_keys})
         if not found:
             return {}, {}, {}
         keys, ids, counts, numbers = zip(*found, strict=True)
@@ -166,11 +164,7 @@ class SequenceRows:
 
     def _rows(self, user_keys: Sequence[int]) -> "_Rows":
         """Return the last behaviors of each user by user key and time."""
-        found: list[Sequence[Any]] = []
-        for some in _pieces(user_keys):
-            result = self.connection.execute(_newest(self.length), {"user_keys": some})
-            found += result.cursor.fetchall()  # plain tuples: there may be many
-            result.close()
+        found = plain_rows(self.connection, _newest(self.length), {"user_keys": user_keys})
         columns: tuple[Sequence[Any], ...] = tuple(zip(*found, strict=True)) if found else ((), (), (), ())
         key = np.array(columns[0], np.int64)
         # Behaviors at the time of the oldest one that is shown may be too many.
@@ -218,8 +212,4 @@ def _newest(length: int) -> sa.Select[Any]:
     )
     columns = (behaviors.c.user_key, behaviors.c.item_id, behaviors.c.rating, behaviors.c.event_time)
     query = sa.select(*columns).select_from(joined)
-    return query.order_by(behaviors.c.user_key, behaviors.c.event_time, behaviors.c.behavior_id)
-
-
-def _pieces(user_keys: Sequence[int]) -> list[Sequence[int]]:
-    return [user_keys[start : start + USERS_PER_WRITE] for start in range(0, len(user_keys), USERS_PER_WRITE)]
+    return query.order_by(start.c.user_key, behaviors.c.event_time, behaviors.c.behavior_id)

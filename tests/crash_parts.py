@@ -107,6 +107,11 @@ class DoomedOnline:
         self.inner.write(view, rows, **order)
         self.doom.reach("after online")
 
+    def write_together(self, rows: Mapping[str, pa.Table]) -> None:
+        self.doom.reach("before online")
+        self.inner.write_together(rows)
+        self.doom.reach("after online")
+
     def delete(self, user_ids: Sequence[str | int]) -> int:
         return self.inner.delete(user_ids)
 

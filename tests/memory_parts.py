@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import sqlalchemy as sa
 
-from liber_feast.behavior import BEHAVIOR_ID, EVENT_TIME, ITEM, RATING, TIMESTAMP, USER, Behavior
+from liber_feast.behavior import BEHAVIOR_ID, CREATED_TIME, EVENT_TIME, ITEM, RATING, TIMESTAMP, USER, Behavior
 from liber_feast.condition import Condition, CountCondition
 from liber_feast.encoding import Encoding
 from liber_feast.interest import Answers, Item, LearnedText, ShiftRequest, SummaryRequest, learn
@@ -285,6 +285,10 @@ class OnlineRows:
                 self.rows.setdefault(view, {})[row[USER]] = row
                 self.numbers[key] = one
         self.faults.reach()
+
+    def write_together(self, rows: Mapping[str, pa.Table]) -> None:
+        for view, some in rows.items():
+            self.write(view, some, number=some[CREATED_TIME].cast(pa.int64()).to_pylist())
 
     def delete(self, user_ids: Sequence[str | int]) -> int:
         return sum(rows.pop(str(one), None) is not None for rows in self.rows.values() for one in user_ids)

@@ -15,6 +15,7 @@ from liber_feast.memory.status import memory_status
 from liber_feast.memory.texts import newest_texts, sealed_behaviors, sealed_partitions
 from liber_feast.memory.user_states import lock, user_keys
 from liber_feast.memory.vectors import add_vectors
+from liber_feast.sequences import SequenceRows
 from tests import services
 from tests.memory_parts import (
     TWO,
@@ -332,8 +333,10 @@ def test_a_cache_and_a_partition_are_found_without_reading_all_behaviors_of_thei
         newest_texts(connection, [(1, 0), (2, 5)], stage="summary")
         user_keys(connection, ["ann", "bob"])
         lock(connection, [1, 2])
+        rows = SequenceRows(connection, length=3)
+        rows.behavior_rows([1, 2])
     assert len(found) == 0
-    cached, sealed, by_id, partition, text, user_id, locked = plans
+    cached, sealed, by_id, partition, text, user_id, locked, shown, recent, *_ = plans
     assert "behaviors_cached (user_key=?)" in cached
     assert "sqlite_autoindex_partitions_1 (user_key=? AND partition_index=?)" in sealed
     assert "behaviors_by_time (user_key=? AND event_time>? AND event_time<?)" in sealed
@@ -343,6 +346,9 @@ def test_a_cache_and_a_partition_are_found_without_reading_all_behaviors_of_thei
     assert "sqlite_autoindex_texts_1 (user_key=? AND partition_index=? AND stage=?)" in text
     assert "SEARCH users USING COVERING INDEX sqlite_autoindex_users_1 (user_id=?)" in user_id
     assert "SEARCH users USING INTEGER PRIMARY KEY (rowid=?)" in locked
+    assert "SEARCH users USING INTEGER PRIMARY KEY (rowid=?)" in shown
+    assert "behaviors_by_time (user_key=? AND event_time>?)" in recent
+    assert "TEMP B-TREE" not in recent
 
 
 @pytest.mark.parametrize("style", ["qmark", "named"])

@@ -203,6 +203,38 @@ def test_many_rows_are_written_at_once(online: Online) -> None:
     assert [online.read(user)[1] for user in users[::90]] == list(range(0, 450, 90))
 
 
+def test_views_written_together_each_keep_their_newest_row(online: Online) -> None:
+    sink, user, other = online.sink(), new_user(), new_user()
+    write(sink, user, 1, number=9)
+    newer, older = (pa.concat_tables([one, row_table([other], pa.array([2]))]) for one in rows_of_one(user))
+    sink.write_together({OURS: newer, THEIRS: newer, "another": newer})
+    assert [online.read(one, view)[1] for one in (user, other) for view in (OURS, THEIRS)] == [3, 3, 2, 2]
+    sink.write_together({THEIRS: older, OURS: older.slice(0, 0)})
+    assert [online.read(user, view)[1] for view in (OURS, THEIRS)] == [3, 3]
+    sink.write_together({})
+
+
+def rows_of_one(user: str) -> tuple[pa.Table, pa.Table]:
+    """Return a row with the value 3, and one of the same time with the value 4 that was created earlier."""
+    newer, older = ((3, TIME + 2), (4, TIME + 1))
+    return tuple(row_table([user], pa.array([value]), created=at) for value, at in (newer, older))  # type: ignore[return-value]
+
+
+def test_views_written_together_are_all_written_or_none(online: Online) -> None:
+    if online.config.online_store.type == "redis":
+        pytest.skip("Redis has no tables, so no view can be refused")
+    user, missing = new_user(), "zz_without_a_table"  # PostgreSQL's are written by name
+    views = {**online.views, missing: view_named(missing)}
+    sink = FeastOnlineSink(store=online.store, config=online.config, views=views)
+    online.sinks.append(sink)
+    rows = row_table([user], pa.array([1]))
+    with pytest.raises(StoreNotReady, match="lacks a table of a feature view"):
+        sink.write_together({OURS: rows, missing: rows})
+    assert online.read(user) == (None, None)
+    sink.write_together({OURS: rows, THEIRS: rows})
+    assert [online.read(user, view)[1] for view in (OURS, THEIRS)] == [1, 1]
+
+
 def config_of(block: dict[str, Any], folder: Path) -> RepoConfig:
     return RepoConfig(
         project="away", provider="local", registry=str(folder / "registry.db"), online_store=block,

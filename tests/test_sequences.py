@@ -1,6 +1,6 @@
 """Recent behaviors online: of the users who changed, in the newest state, without a lock while they are written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,10 @@ class NewestRows:
             there = held.get(row["user_id"])
             if there is None or (there["event_timestamp"], there["created_timestamp"]) <= order:
                 held[row["user_id"]] = row
+
+    def write_together(self, rows: Mapping[str, pa.Table]) -> None:
+        for view, some in rows.items():
+            self.write(view, some, number=some["created_timestamp"].cast(pa.int64()).to_pylist())
 
     def delete(self, user_ids: Sequence[str | int]) -> int:
         return sum(held.pop(str(one), None) is not None for held in self.rows.values() for one in user_ids)

@@ -3,10 +3,11 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from liber_feast.background import BackgroundDrain
@@ -125,10 +126,17 @@ class AwayOnline:
     writes: int
 
     def write(self, view: str, rows: object, **order: object) -> None:
+        self._answer()
+        self.inner.write(view, rows, **order)  # type: ignore[arg-type]
+
+    def write_together(self, rows: Mapping[str, pa.Table]) -> None:
+        self._answer()
+        self.inner.write_together(rows)
+
+    def _answer(self) -> None:
         self.writes -= 1
         if self.writes >= 0:
             raise OnlineStoreAway("The online store does not answer.")
-        self.inner.write(view, rows, **order)  # type: ignore[arg-type]
 
 
 def test_a_store_that_is_away_is_waited_for_longer_each_time_and_the_worker_goes_on(tmp_path: Path) -> None:
