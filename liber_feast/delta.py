@@ -108,6 +108,17 @@ class DeltaSink:
         return True
 
 
+def newest_commit(path: Path) -> tuple[str, int, int] | None:
+    """Return what changes with every commit to a table in a folder, and where it is made anew; None: no folder."""
+    try:
+        with os.scandir(path / "_delta_log") as entries:
+            newest = max((entry for entry in entries if entry.name.endswith(".json")), key=lambda one: one.name)
+            found = newest.stat()
+    except (OSError, ValueError):  # not there, in a store that is no file system, or without a commit
+        return None
+    return newest.name, found.st_mtime_ns, found.st_ino
+
+
 def retrying(work: Callable[[], _T], *, path: Path | str, pause_s: float, remedy: str) -> _T:
     """Return what `work` on a table returns, done again where another writer came between.
 
