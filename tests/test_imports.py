@@ -41,7 +41,7 @@ OWNERS = {
             "offline_*",
             "online",
         ),
-        *("online_*", "plan", "provider", "publish", "repo"),
+        *("online_*", "plan", "provider", "publish", "registry_store", "repo"),
     },
     "torch": {"artifact", "encoder", "fusion", "pca"},
     "transformers": {"encoder", "llm.tokenizer"},
