@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import takewhile
 from typing import Any
 
@@ -19,13 +20,13 @@ import sqlalchemy as sa
 
 from liber_feast import stream_metrics
 from liber_feast.errors import LiberError, RetryableError
-from liber_feast.memory.bulk import insert_new
+from liber_feast.memory.bulk import among, insert_new
 from liber_feast.memory.clock import now_us
 from liber_feast.memory.leases import LEASE_S, owner_name
 from liber_feast.memory.missing import missing_shifts, missing_summaries
 from liber_feast.memory.schema import partitions, waiting
 from liber_feast.memory.store import Memory
-from liber_feast.memory.texts import of_users, user_chunks
+from liber_feast.memory.texts import Whose, of_users, user_chunks
 
 MAX_CLAIMS = 5
 USERS_PER_CLAIM = 1_000
@@ -60,8 +61,12 @@ def enqueue(connection: sa.Connection, user_keys: Collection[int]) -> None:
 
 def waiting_keys(connection: sa.Connection, user_keys: Sequence[int] | None = None) -> list[int]:
     """Return who waits, claimed or not: everybody, or those of some users."""
-    rows = of_users(connection, lambda whose: sa.select(waiting.c.user_key).where(whose(waiting.c.user_key)), user_keys)
-    return sorted(row.user_key for row in rows)
+    return sorted(row.user_key for row in of_users(connection, _waiting, user_keys))
+
+
+@cache
+def _waiting(whose: Whose) -> sa.Select[Any]:
+    return sa.select(waiting.c.user_key).where(whose(waiting.c.user_key))
 
 
 def claim(
@@ -82,18 +87,18 @@ def claim(
         RetryableError: the memory is locked or away.
     """
     claimed = joining or Claim(owner=f"{owner_name()}/{uuid.uuid4().hex[:8]}", numbers={})
+    is_of_all, asked = user_keys is None, {} if user_keys is None else {"user_keys": user_keys}
     with memory.reading() as connection:  # most often there is nothing, and then nothing is locked
-        free = _free(now_us(connection), user_keys=user_keys).limit(1)
-        if connection.execute(free).first() is None:
+        free = connection.execute(_one_free(is_of_all=is_of_all), {**asked, "now": now_us(connection)})
+        if free.first() is None:
             return claimed
 
     def take(connection: sa.Connection) -> Claim:
         held_until = min(claimed.held_until, time.monotonic() + seconds)
         now = now_us(connection)
-        taken = _taken(now, user_keys=user_keys, limit=limit).values(
-            lease_owner=claimed.owner, lease_until=now + int(seconds * 1e6), claim_count=waiting.c.claim_count + 1
-        )
-        rows = sorted(connection.execute(taken).all(), key=lambda row: (row.since, row.user_key))
+        new = {"owner": claimed.owner, "until": now + int(seconds * 1e6)}
+        taken = connection.execute(_taken(is_of_all=is_of_all), {**asked, **new, "now": now, "most": limit}).all()
+        rows = sorted(taken, key=lambda row: (row.since, row.user_key))
         kept = _together(rows, is_joining=joining is not None)
         _let_go(connection, claimed.owner, [row.user_key for row in rows[len(kept) :]])
         is_alone = bool(kept) and kept[0].claim_count > 1
@@ -123,8 +128,8 @@ def renew(memory: Memory, claimed: Claim, *, seconds: float = LEASE_S) -> Claim:
     with memory.writing("renew") as connection:
         until = now_us(connection) + int(seconds * 1e6)
         for some in user_chunks(sorted(claimed.numbers)):
-            extend = waiting.update().where(_is_of(claimed.owner, some)).values(lease_until=until)
-            held.update(connection.scalars(extend.returning(waiting.c.user_key)))
+            asked = {"of_owner": claimed.owner, "user_keys": some, "until": until}
+            held.update(connection.scalars(_EXTEND, asked))
     stream_metrics.record_claim("lost", len(claimed.numbers) - len(held))
     numbers = {key: number for key, number in claimed.numbers.items() if key in held}
     return replace(claimed, numbers=numbers, held_until=held_until)
@@ -140,8 +145,8 @@ def settle(
     """
     counts = dict.fromkeys(("done", "released", "lost"), 0)
     for some in user_chunks(sorted(claimed.numbers)):
-        theirs = _is_of(claimed.owner, some)
-        held = connection.scalar(sa.select(sa.func.count()).select_from(waiting).where(theirs)) or 0
+        theirs = {"of_owner": claimed.owner, "user_keys": some}
+        held = connection.scalar(_HELD, theirs) or 0
         done = [
             {"of_user": key, "of_number": claimed.numbers[key], "of_owner": claimed.owner}
             for key in some
@@ -149,10 +154,9 @@ def settle(
         ]
         if done:
             connection.execute(_DELETE, done)
-        due = _is_of(claimed.owner, [key for key in some if key in is_due])
-        released = connection.execute(waiting.update().where(due).values(**_ENDED, not_before=not_before)).rowcount
-        moved = waiting.update().where(theirs).values(lease_owner=None, lease_until=None, claim_count=0)
-        released += connection.execute(moved).rowcount
+        due = {**theirs, "user_keys": [key for key in some if key in is_due], "later": not_before}
+        released = connection.execute(_RELEASE, due).rowcount if due["user_keys"] else 0
+        released += connection.execute(_LET_WAIT, theirs).rowcount
         counts["released"] += released
         counts["done"] += held - released
         counts["lost"] += len(some) - held
@@ -222,26 +226,40 @@ class Beat:
             self.claim = renew(self.memory, self.claim, seconds=self.seconds)
 
 
-def _free(now: int, *, user_keys: Sequence[int] | None) -> sa.Select[Any]:
-    is_free = waiting.c.lease_until.is_(None) | (waiting.c.lease_until < now)
+@cache
+def _free(*, is_of_all: bool) -> sa.Select[Any]:
+    """Return a query of the users, of all or of `user_keys`, who wait and whom nobody works on."""
+    is_free = waiting.c.lease_until.is_(None) | (waiting.c.lease_until < sa.bindparam("now"))
     query = sa.select(waiting.c.user_key).where(is_free)
-    if user_keys is None:
-        return query.where(waiting.c.not_before <= now)
-    return query.where(waiting.c.user_key.in_(user_keys))
+    if is_of_all:
+        return query.where(waiting.c.not_before <= sa.bindparam("now"))
+    return query.where(among(waiting.c.user_key, "user_keys"))
 
 
-def _taken(now: int, *, user_keys: Sequence[int] | None, limit: int) -> Any:
+@cache
+def _one_free(*, is_of_all: bool) -> sa.Select[Any]:
+    return _free(is_of_all=is_of_all).limit(1)
+
+
+@cache
+def _taken(*, is_of_all: bool) -> Any:
     """Return the update of the free rows; PostgreSQL passes over those that another transaction is about to take."""
     # A CTE is read once: as a plain subquery it might be run again, and take more than the limit.
     free = (
-        _free(now, user_keys=user_keys)
+        _free(is_of_all=is_of_all)
         .order_by(waiting.c.since, waiting.c.user_key)
-        .limit(limit)
+        .limit(sa.bindparam("most"))
         .with_for_update(skip_locked=True)
         .cte("free")
     )
     columns = (waiting.c.user_key, waiting.c.number, waiting.c.claim_count, waiting.c.since)
-    return waiting.update().where(waiting.c.user_key.in_(sa.select(free.c.user_key))).returning(*columns)
+    values = {
+        "lease_owner": sa.bindparam("owner"),
+        "lease_until": sa.bindparam("until"),
+        "claim_count": waiting.c.claim_count + 1,
+    }
+    taken = waiting.update().where(waiting.c.user_key.in_(sa.select(free.c.user_key))).values(values)
+    return taken.returning(*columns)
 
 
 def _together(rows: Sequence[Any], *, is_joining: bool) -> Sequence[Any]:
@@ -253,7 +271,7 @@ def _together(rows: Sequence[Any], *, is_joining: bool) -> Sequence[Any]:
 
 def _let_go(connection: sa.Connection, owner: str, user_keys: Sequence[int]) -> None:
     for some in user_chunks(sorted(user_keys)):
-        connection.execute(waiting.update().where(_is_of(owner, some)).values(**_ENDED))
+        connection.execute(waiting.update().where(_IS_ITS).values(**_ENDED), {"of_owner": owner, "user_keys": some})
 
 
 def _survive(connection: sa.Connection, user_key: int, *, now: int, max_claims: int) -> bool:
@@ -280,13 +298,9 @@ def _give_back(memory: Memory, claimed: Claim, *, is_counted: bool) -> None:
     with memory.writing("claim") as connection:
         not_before = now_us(connection) + int(RETRY_S * 1e6)
         for some in user_chunks(sorted(claimed.numbers)):
-            theirs = _is_of(claimed.owner, some)
-            connection.execute(waiting.update().where(theirs).values(**ended, not_before=not_before))
+            theirs = {"of_owner": claimed.owner, "user_keys": some}
+            connection.execute(waiting.update().where(_IS_ITS).values(**ended, not_before=not_before), theirs)
     stream_metrics.record_claim("released", len(claimed.numbers))
-
-
-def _is_of(owner: str, user_keys: Sequence[int]) -> sa.ColumnElement[bool]:
-    return (waiting.c.lease_owner == owner) & waiting.c.user_key.in_(user_keys)
 
 
 _ENDED: Mapping[str, Any] = {
@@ -299,3 +313,9 @@ _DELETE = waiting.delete().where(
     waiting.c.number == sa.bindparam("of_number"),
     waiting.c.lease_owner == sa.bindparam("of_owner"),
 )
+_IS_ITS = sa.and_(waiting.c.lease_owner == sa.bindparam("of_owner"), among(waiting.c.user_key, "user_keys"))
+"""Whether a row is one of `user_keys` that the claim of `of_owner` holds."""
+_HELD = sa.select(sa.func.count()).select_from(waiting).where(_IS_ITS)
+_EXTEND = waiting.update().where(_IS_ITS).values(lease_until=sa.bindparam("until")).returning(waiting.c.user_key)
+_RELEASE = waiting.update().where(_IS_ITS).values(**_ENDED, not_before=sa.bindparam("later"))
+_LET_WAIT = waiting.update().where(_IS_ITS).values(lease_owner=None, lease_until=None, claim_count=0)
