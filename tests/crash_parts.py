@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from tests.form_parts import Form
 from tests.memory_parts import EchoLearner, TinyEncoding
 
 STOP, TINY_ENCODER = "stop", "tiny_encoder"
-ACKNOWLEDGED, CALLS, DEATHS, SAID = "acknowledged", "calls", "deaths", "said"
+ACKNOWLEDGED, CALLS, SAID = "acknowledged", "calls", "said"
 """Files of a repo in which processes write down what they do."""
 AGAIN = "again"
 
@@ -55,18 +54,15 @@ WORKER_POINTS = (*points("claim", "texts", "vectors", "lease", "plan", "online",
 
 @dataclass(kw_only=True)
 class Doom:
-    """Kills this process when `point` is passed for the `count`-th time, and writes that down; None: never."""
+    """Kills this process when `point` is passed for the `count`-th time; None: never."""
 
     point: str | None = None
     count: int = 1
-    path: Path | None = None
     passed: int = 0
 
     def reach(self, point: str) -> None:
         self.passed += point == self.point
         if point == self.point and self.passed == self.count:
-            if self.path is not None:
-                add_line(self.path, point)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -217,6 +213,7 @@ def job_of(repo: Path, *, doom: Doom | None = None) -> Job:
 def produce(repo: Path, name: str, batches: Sequence[pa.Table], doom: Doom, pause_s: float = 0.0) -> None:
     """Push the batches in order; what was not acknowledged before is sent again, and so is the one before it."""
     job, path = job_of(repo, doom=doom), repo / f"{ACKNOWLEDGED}-{name}"
+    ready_file(repo, os.getpid()).touch()
     done = int(path.read_text().split()[-1]) if path.exists() and path.read_text().strip() else 0
     for number, batch in list(enumerate(batches, start=1))[max(done - 1, 0) :]:
         until_done(lambda batch=batch: push(job, batch))
@@ -251,6 +248,7 @@ class StopFile:
 def work(repo: Path, doom: Doom) -> None:
     """Be a worker until the file `stop` is there."""
     job = job_of(repo, doom=doom)
+    ready_file(repo, os.getpid()).touch()
     Worker(job, stop=StopFile(path=repo / STOP), say=lambda line: add_line(repo / SAID, line)).run()
 
 
@@ -296,9 +294,9 @@ def paid_twice(repo: Path) -> list[str]:
     return [key for what, key in lines if what == AGAIN]
 
 
-def deaths_at_points(repo: Path) -> Counter[str]:
-    """Return how many processes died at each point."""
-    return Counter((repo / DEATHS).read_text().splitlines() if (repo / DEATHS).exists() else ())
+def ready_file(repo: Path, pid: int | None) -> Path:
+    """Return the file that a process makes when it has opened its job."""
+    return repo / f"ready-{pid}"
 
 
 def streams(users_of: Mapping[str, pa.Table], *, size: int) -> list[pa.Table]:
