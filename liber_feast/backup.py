@@ -5,6 +5,7 @@ Without the PCA vectors cannot be continued; Delta tables and online store are m
 
 import filecmp
 import os
+import shlex
 import shutil
 import sqlite3
 import uuid
@@ -124,8 +125,10 @@ def _copy_database(file: Path, target: Path) -> None:
 def _dump_command(config: "RepoConfig", target: Path) -> str:
     """Return the command that dumps a memory on PostgreSQL; it asks for the password as `psql` does."""
     url = parse_url(config.batch_engine.memory)
-    place = url.set(drivername="postgresql", password=None, query={}).render_as_string()
-    return f"pg_dump --format=custom --file={target / DUMP} {place}"
+    place = sa.URL.create(
+        "postgresql", username=url.username, host=url.host, port=url.port, database=url.database
+    ).render_as_string()
+    return shlex.join(["pg_dump", "--format=custom", f"--file={target / DUMP}", place])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import sqlalchemy as sa
+from deltalake import DeltaTable
 
 from liber_feast import delta_maintenance as maintenance
 from liber_feast.behavior import CREATED_TIME, TIMESTAMP, USER
@@ -113,7 +115,10 @@ def republish(
 
 
 def delete_strangers(publisher: Publisher, *, online: OnlineRowsOfUsers, were_online: Collection[str]) -> None:
-    """Delete the online rows of users of whom the memory lacks some or all: they are written anew after this."""
+    """Delete the online rows of users of whom the memory lacks some or all: they are written anew after this.
+
+    Of whom there may be rows: the memory's users, `were_online`, and whoever is in a Delta table.
+    """
     with publisher.memory.reading() as connection:
         projection, keys = publisher.projection(connection), _user_keys(connection, None)
         ids = known_user_ids(connection, keys)
@@ -123,10 +128,21 @@ def delete_strangers(publisher: Publisher, *, online: OnlineRowsOfUsers, were_on
             for stage in VIEWS:
                 has_all -= set(some) - _created_times(connection, projection, stage, some).keys()
         is_integer = setting(connection, f"{USER}_type") == "int64"
-    gone = sorted({*were_online, *ids.values()} - {ids[key] for key in has_all})
+    found = {*were_online, *ids.values(), *_published_ids(publisher)}
+    gone = sorted(found - {ids[key] for key in has_all})
     for start in range(0, len(gone), USERS_PER_WRITE):
         some_ids = gone[start : start + USERS_PER_WRITE]
         online.delete([int(one) for one in some_ids] if is_integer else some_ids)
+
+
+def _published_ids(publisher: Publisher) -> set[str]:
+    """Return whose rows the Delta tables have."""
+    found: set[str] = set()
+    for table in publisher.tables.values():
+        if table.is_made():
+            rows = DeltaTable(str(table.path)).to_pyarrow_dataset().to_table(columns=[USER])
+            found.update(map(str, pc.unique(rows[USER]).to_pylist()))
+    return found
 
 
 def republish_all(

@@ -86,16 +86,16 @@ class PostgresCluster:
     def make(self) -> None:
         """Make the files of an empty server."""
         command = ["-D", str(self.folder / "data"), "-A", "trust", "-U", SERVER_USER, "--no-sync", "-E", "UTF8"]
-        _run([_program("initdb"), *command], cwd=self.folder)
+        _run([program("initdb"), *command], cwd=self.folder)
 
     def _run(self, action: str, *options: str) -> None:
-        _run([_program("pg_ctl"), action, "-D", str(self.folder / "data"), *options], cwd=self.folder)
+        _run([program("pg_ctl"), action, "-D", str(self.folder / "data"), *options], cwd=self.folder)
 
 
 @pytest.fixture
 def postgres_cluster() -> Iterator[PostgresCluster]:
     """A running PostgreSQL server of the test's own."""
-    if _program("initdb") is None or _program("pg_ctl") is None:
+    if program("initdb") is None or program("pg_ctl") is None:
         pytest.skip("initdb and pg_ctl of PostgreSQL are not on the PATH")
     folder = Path(tempfile.mkdtemp(prefix="liber_postgres_"))  # tmp_path is closed to the user of the server
     cluster = PostgresCluster(folder=folder, port=free_port())
@@ -129,7 +129,7 @@ class RedisServer:
     def start(self) -> None:
         """Start the server, and return when it answers."""
         options = {"port": self.port, "dir": self.folder, "save": "", "appendonly": "yes", "appendfsync": "always"}
-        command = [_program("redis-server"), "--bind", "127.0.0.1"]
+        command = [program("redis-server"), "--bind", "127.0.0.1"]
         command += [one for name, value in options.items() for one in (f"--{name}", str(value))]
         with (self.folder / "log").open("ab") as log:
             self._running = subprocess.Popen([str(one) for one in command], stdout=log, stderr=subprocess.STDOUT)
@@ -160,7 +160,7 @@ class RedisServer:
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """A running Redis of the test's own."""
-    if _program("redis-server") is None:
+    if program("redis-server") is None:
         pytest.skip("redis-server is not on the PATH")
     folder = tmp_path / "redis"
     folder.mkdir()
@@ -177,7 +177,8 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _program(name: str) -> str | None:
+def program(name: str) -> str | None:
+    """Return the path of a program of PostgreSQL or Redis, or None where it is not installed."""
     installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     return shutil.which(name) or (str(installed[-1]) if installed else None)
 
