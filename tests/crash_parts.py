@@ -223,10 +223,15 @@ def produce(repo: Path, name: str, batches: Sequence[pa.Table], doom: Doom, paus
 
 def push(job: Job, batch: pa.Table) -> None:
     """Do what a push does with `on_the_fly: worker`."""
-    checked = check_behaviors(batch, scale=RatingScale(), now=datetime.now(UTC))
-    user_keys = job.append(checked, Report()).user_keys
+    user_keys = append(job, batch)
     recent = partial(SequenceRows, length=job.sequence_length)
     publish_sequences(job.memory, projection=recent, online=job.online, user_keys=user_keys)
+
+
+def append(job: Job, batch: pa.Table) -> Sequence[int]:
+    """Append behaviors to the memory alone; return whose they are."""
+    checked = check_behaviors(batch, scale=RatingScale(), now=datetime.now(UTC))
+    return job.append(checked, Report()).user_keys
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,25 +92,39 @@ class PostgresCluster:
         _run([program("pg_ctl"), action, "-D", str(self.folder / "data"), *options], cwd=self.folder)
 
 
+@contextmanager
+def cluster_folder() -> Iterator[Path]:
+    """An empty folder that the user of a server of a test's own can reach, as tmp_path is not."""
+    folder = Path(tempfile.mkdtemp(prefix="liber_postgres_"))
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def let_own(folder: Path) -> None:
+    """Give a folder to the user of a server of a test's own."""
+    if IS_ROOT:
+        shutil.chown(folder, SERVER_USER)
+
+
 @pytest.fixture
 def postgres_cluster() -> Iterator[PostgresCluster]:
     """A running PostgreSQL server of the test's own."""
     if program("initdb") is None or program("pg_ctl") is None:
         pytest.skip("initdb and pg_ctl of PostgreSQL are not on the PATH")
-    folder = Path(tempfile.mkdtemp(prefix="liber_postgres_"))  # tmp_path is closed to the user of the server
-    cluster = PostgresCluster(folder=folder, port=free_port())
-    try:
-        if IS_ROOT:
-            shutil.chown(folder, SERVER_USER)
-        cluster.make()
-        cluster.start()
-    except (OSError, LookupError, subprocess.SubprocessError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        pytest.skip(f"a PostgreSQL server of the test's own does not start here: {type(error).__name__}")
-    yield cluster
-    if (folder / "data" / "postmaster.pid").exists():
-        cluster.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    with cluster_folder() as folder:
+        cluster = PostgresCluster(folder=folder, port=free_port())
+        try:
+            let_own(folder)
+            cluster.make()
+            cluster.start()
+        except (OSError, LookupError, subprocess.SubprocessError) as error:
+            pytest.skip(f"a PostgreSQL server of the test's own does not start here: {type(error).__name__}")
+        yield cluster
+        if (folder / "data" / "postmaster.pid").exists():
+            cluster.stop()
 
 
 @dataclass(kw_only=True)
