@@ -88,6 +88,8 @@ def _mark(connection: sa.Connection, *, numbers: Mapping[int, int], ids: Sequenc
 
     Return which of `ids`, whose rows were just written, the memory has forgotten since they were read.
     """
+    if connection.dialect.name == "postgresql":  # as an append does, so that the two never wait for each other
+        connection.execute(_LOCK, {"user_keys": list(numbers)})
     keys: dict[int, list[int]] = {}
     for key, number in numbers.items():
         keys.setdefault(number, []).append(key)
@@ -108,6 +110,7 @@ _CHANGED = (
     .limit(USERS_PER_WRITE)
 )
 _CHANGED_OF = _CHANGED.where(_AMONG)
+_LOCK = sa.select(users.c.user_key).where(_AMONG).order_by(users.c.user_key).with_for_update(key_share=True)
 _MARK = (
     users.update()
     .where(_AMONG, users.c.sequence_published < sa.bindparam("number"))

@@ -1,5 +1,7 @@
 """Recent behaviors online: of the users who changed, in the newest state, without a lock while they are written."""
 
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +17,13 @@ from liber_feast.errors import OnlineStoreAway
 from liber_feast.memory import Memory
 from liber_feast.memory.forgetting import forget_user
 from liber_feast.memory.schema import users
+from liber_feast.memory.user_states import lock, user_keys
 from liber_feast.sequences import SequenceRows, publish_sequences
+from tests import services
 from tests.examples import at_most
 from tests.memory_parts import START_US, append_all, behavior, new_memory
 
+postgres_url = services.postgres_url
 LENGTH = 3
 
 
@@ -80,6 +85,34 @@ def test_users_who_changed_are_written_once_and_others_not_at_all() -> None:
     assert stale(memory) == ["bob"]
     assert publish(memory, online) == 1
     assert shown(online, "bob") == (["i3", "i4", "i7"], 6)
+
+
+def test_who_marks_what_is_online_holds_no_user_while_it_waits_for_an_append_of_another(postgres_url: str) -> None:
+    memory, online = Memory.open(postgres_url, base=Path()), NewestRows()
+    append_all(memory, [behavior(0, user=user) for user in ("ann", "bob")])
+    first, second = sorted(user_keys_of(memory).values())
+    with memory.writing() as connection:  # from now on the first one's row lies behind the other's, in its index too
+        connection.execute(users.update().where(users.c.user_key == first).values(user_id="zoe"))
+    thread = threading.Thread(target=publish, args=(memory, online))
+    blocked = sa.text("SELECT count(*) FROM pg_locks WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
+    with memory.writing() as connection:
+        lock(connection, [first])
+        thread.start()
+        until = time.monotonic() + 20
+        while not connection.scalar(blocked):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with memory.writing() as other:
+            is_second = sa.select(users.c.user_key).where(users.c.user_key == second)
+            assert other.scalar(is_second.with_for_update(nowait=True)) == second
+    thread.join()
+    assert stale(memory) == []
+    memory.close()
+
+
+def user_keys_of(memory: Memory) -> dict[str, int]:
+    with memory.reading() as connection:
+        return user_keys(connection, ["ann", "bob"])
 
 
 def test_a_user_who_is_forgotten_while_their_rows_are_written_is_not_left_online() -> None:
