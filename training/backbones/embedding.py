@@ -4,17 +4,24 @@ Shape suffixes: B samples in the batch, N behaviors, P sealed partitions, D vect
 width, T code slots, V numbers, W = width of an item or behavior (its fields and its feedback, side by side).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from liber_feast.fusion import AttentionFusion
+from liber_feast.fusion import AttentionFusion, masked_mean
 from liber_feast.inputs import InputShape
 
 Batch = dict[str, Tensor]
+History = Literal["sequence", "mean", "none"]
+"""What a backbone sees of h, the recent behaviors: each of them, their mean field by field, or nothing."""
+PooledHistory = Literal["mean", "none"]
+HISTORY = ("history_codes", "history_numbers", "history_mask", "history_liked", "history_rating")
+"""What a batch says of the behaviors, (B, N) and further axes."""
 FEEDBACK_COUNT = 3  # there, liked, standardized rating
 INITIAL_DEVIATION = 0.05
 LENGTH_GROUPS = 8
@@ -24,11 +31,13 @@ class FieldEmbedding(nn.Module):
     """Embed the fields of one side: (..., T) codes and (..., V, 2) numbers -> (..., F, E).
 
     A field of several codes is the mean of those that are there; code 0 and a missing number are the zero vector.
+    Fields of one code each that stand together are looked up at once.
     """
 
     def __init__(self, *, slots: Sequence[int], code_count: int, number_count: int, width: int) -> None:
         super().__init__()
         self.slots = list(slots)
+        self._parts = list(_lookups(slots))
         self.codes = nn.Embedding(code_count, width, padding_idx=0)
         self.numbers = nn.Parameter(torch.empty(number_count, 2, width))
         nn.init.normal_(self.codes.weight, std=INITIAL_DEVIATION)
@@ -42,12 +51,23 @@ class FieldEmbedding(nn.Module):
 
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
         fields = [
-            self.codes(part) if slots == 1 else self._mean(part)[..., None, :]
-            for part, slots in zip(codes.split(self.slots, dim=-1), self.slots, strict=True)
+            self._mean(part)[..., None, :] if several else self.codes(part)
+            for part, (_, several) in zip(
+                codes.split([width for width, _ in self._parts], -1), self._parts, strict=True
+            )
         ]
         if len(self.numbers):
             fields.append(torch.einsum("...vk,vke->...ve", numbers, self.numbers))
         return torch.cat(fields, dim=-2)
+
+    def pool(self, codes_BNT: Tensor, numbers_BNV2: Tensor) -> Tensor:
+        """Return the fields (B, F, E) of N items as one: each is the mean over what is there among them."""
+        fields = [self._mean(part.flatten(1))[:, None] for part in codes_BNT.split(self.slots, dim=-1)]
+        if len(self.numbers):
+            total_BV2 = numbers_BNV2.sum(dim=1)
+            mean_BV2 = total_BV2 / total_BV2[..., 1:].clamp(min=1)
+            fields.append(torch.einsum("bvk,vke->bve", mean_BV2, self.numbers))
+        return torch.cat(fields, dim=1)
 
     def _mean(self, codes: Tensor) -> Tensor:
         """Return (..., E) for (..., slots): the mean over the codes that are there, zeros where none is."""
@@ -55,12 +75,21 @@ class FieldEmbedding(nn.Module):
         return flat.unflatten(0, codes.shape[:-1])
 
 
+def _lookups(slots: Sequence[int]) -> Iterator[tuple[int, bool]]:
+    """Yield how many codes are looked up together, and whether they are the several codes of one field."""
+    for single, fields in groupby(slots, key=lambda count: count == 1):
+        if single:
+            yield len(list(fields)), False
+        else:
+            yield from ((count, True) for count in fields)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Embedded:
     """A batch, embedded."""
 
     fields_BFE: Tensor
-    """User fields, candidate fields, dense features and, with LIBER, the fused vector (equation 7)."""
+    """User fields, candidate fields, dense features and, with LIBER, the fused vector as the last (equation 7)."""
     candidate_BW: Tensor
     history_BNW: Tensor
     mask_BN: Tensor
@@ -71,10 +100,13 @@ class InputEmbedding(nn.Module):
 
     With LIBER (`shape.memory_width` > 0) the batch holds `vectors` and `sealed`, which the fusion turns into one
     vector, or `fused`, the same vector computed before; both give the same fields.
+
+    A backbone that attends to behaviors calls the module; one of fields alone says `history` and calls `fields`.
     """
 
-    def __init__(self, shape: InputShape, *, width: int) -> None:
+    def __init__(self, shape: InputShape, *, width: int, history: History = "sequence") -> None:
         super().__init__()
+        self.history = history
         self.user = FieldEmbedding(
             slots=shape.user_slots, code_count=shape.user_code_count, number_count=shape.user_number_count, width=width
         )
@@ -82,10 +114,14 @@ class InputEmbedding(nn.Module):
             slots=shape.item_slots, code_count=shape.item_code_count, number_count=shape.item_number_count, width=width
         )
         self.dense = nn.Parameter(torch.empty(shape.dense_count, width).normal_(std=INITIAL_DEVIATION))
-        self.feedback = nn.Parameter(torch.empty(FEEDBACK_COUNT, width).normal_(std=INITIAL_DEVIATION))
-        self.wanted = nn.Parameter(torch.empty(width).normal_(std=INITIAL_DEVIATION))
+        if history != "none":
+            self.feedback = nn.Parameter(torch.empty(FEEDBACK_COUNT, width).normal_(std=INITIAL_DEVIATION))
+        if history == "sequence":
+            self.wanted = nn.Parameter(torch.empty(width).normal_(std=INITIAL_DEVIATION))
         self.behavior_width = (self.item.field_count + 1) * width
         self.field_count = self.user.field_count + self.item.field_count + shape.dense_count
+        if history == "mean":
+            self.field_count += self.item.field_count + 1
         self.fusion: AttentionFusion | None = None
         if shape.memory_width:
             self.fusion = AttentionFusion(width=shape.memory_width, fused_width=shape.fused_width)
@@ -95,19 +131,33 @@ class InputEmbedding(nn.Module):
             self.field_count += 1
 
     def forward(self, batch: Batch) -> Embedded:
-        item_BFE = self.item(batch["item_codes"], batch["item_numbers"])
-        fields = [item_BFE, batch["dense"][..., None] * self.dense]
-        if self.user.field_count:
-            fields.insert(0, self.user(batch["user_codes"], batch["user_numbers"]))
-        if self.fusion is not None:
-            fields.append(self.project(self.fused(batch))[:, None])
-        wanted_BE = self.wanted.expand(len(item_BFE), -1)
+        fields_BFE, candidate_BW = self.fields_and_candidate(batch)
         return Embedded(
-            fields_BFE=torch.cat(fields, dim=1),
-            candidate_BW=torch.cat([item_BFE.flatten(1), wanted_BE], dim=-1),
+            fields_BFE=fields_BFE,
+            candidate_BW=candidate_BW,
             history_BNW=self.behaviors(batch),
             mask_BN=batch["history_mask"],
         )
+
+    def fields(self, batch: Batch) -> Tensor:
+        """Return all fields (B, F, E), among them the pooled behaviors where `history` is "mean"."""
+        return self._fields(batch, self.item(batch["item_codes"], batch["item_numbers"]))
+
+    def fields_and_candidate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return all fields (B, F, E), and the candidate (B, W) as a behavior that is yet to come."""
+        item_BFE = self.item(batch["item_codes"], batch["item_numbers"])
+        wanted_BE = self.wanted.expand(len(item_BFE), -1)
+        return self._fields(batch, item_BFE), torch.cat([item_BFE.flatten(1), wanted_BE], dim=-1)
+
+    def _fields(self, batch: Batch, item_BFE: Tensor) -> Tensor:
+        fields = [item_BFE, batch["dense"][..., None] * self.dense]
+        if self.user.field_count:
+            fields.insert(0, self.user(batch["user_codes"], batch["user_numbers"]))
+        if self.history == "mean":
+            fields.append(self.pooled(batch))
+        if self.fusion is not None:
+            fields.append(self.project(self.fused(batch))[:, None])
+        return torch.cat(fields, dim=1)
 
     def fused(self, batch: Batch) -> Tensor:
         """Return the fused vector (B, F) of equation 6, computed here unless the batch brings it."""
@@ -131,8 +181,26 @@ class InputEmbedding(nn.Module):
         return torch.cat(fused)[order_B.argsort()]
 
     def behaviors(self, batch: Batch) -> Tensor:
-        """Return the behaviors (B, N, W): the item's fields and one more for what the user thought of it."""
-        item_BNFE = self.item(batch["history_codes"], batch["history_numbers"])
-        there_BN = batch["history_mask"].to(item_BNFE.dtype)
-        told_BN3 = torch.stack([there_BN, batch["history_liked"].to(item_BNFE.dtype), batch["history_rating"]], dim=-1)
-        return torch.cat([item_BNFE.flatten(2), told_BN3 @ self.feedback], dim=-1)
+        """Return the behaviors (B, N, W): the item's fields and one more for what the user thought of it.
+
+        The batch's `HISTORY` may have other leading axes than (B, N); the behaviors have them too.
+        """
+        item = self.item(batch["history_codes"], batch["history_numbers"]).flatten(-2)
+        return torch.cat([item, feedback(batch).to(item.dtype) @ self.feedback], dim=-1)
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """Return the behaviors as fields (B, F, E): for each of the item's and the feedback the mean over them."""
+        mask_BN = batch["history_mask"]
+        item_BFE = self.item.pool(
+            batch["history_codes"].masked_fill(~mask_BN[..., None], 0),
+            batch["history_numbers"].masked_fill(~mask_BN[..., None, None], 0),
+        )
+        told_B3 = masked_mean(feedback(batch), mask_BN)
+        return torch.cat([item_BFE, (told_B3 @ self.feedback)[:, None]], dim=1)
+
+
+def feedback(batch: Batch) -> Tensor:
+    """Return what is told of each behavior, (..., 3): that it is there, was liked, and its standardized rating."""
+    rating = batch["history_rating"]
+    there, liked = (batch[name].to(rating.dtype) for name in ("history_mask", "history_liked"))
+    return torch.stack([there, liked, rating], dim=-1)

@@ -1,4 +1,4 @@
-"""Layers that several backbones share: Dice, PReLU and the output MLP."""
+"""Layers that several backbones share: activations and MLPs."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Activation = Literal["dice", "prelu", "relu"]
+Activation = Literal["dice", "prelu", "relu", "sigmoid"]
 
 
 class Dice(nn.Module):
@@ -40,15 +40,25 @@ def activation(name: Activation, *, width: int) -> nn.Module:
     """Return the activation called `name` for inputs of `width`."""
     if name == "dice":
         return Dice(width)
-    return PReLU(width) if name == "prelu" else nn.ReLU()
+    if name == "prelu":
+        return PReLU(width)
+    return nn.Sigmoid() if name == "sigmoid" else nn.ReLU()
+
+
+def hidden_layers(
+    width: int, *, hidden: Sequence[int], activation_name: Activation = "relu", dropout: float = 0.0
+) -> nn.Sequential:
+    """Return linear layers, an activation and dropout after each: (..., width) -> (..., hidden[-1])."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(width, size), activation(activation_name, width=size), nn.Dropout(dropout)]
+        width = size
+    return nn.Sequential(*layers)
 
 
 def mlp(
     width: int, *, hidden: Sequence[int], activation_name: Activation = "relu", dropout: float = 0.0
 ) -> nn.Sequential:
-    """Return linear layers, an activation and dropout after each, and a linear output: (..., width) -> (..., 1)."""
-    layers: list[nn.Module] = []
-    for size in hidden:
-        layers += [nn.Linear(width, size), activation(activation_name, width=size), nn.Dropout(dropout)]
-        width = size
-    return nn.Sequential(*layers, nn.Linear(width, 1))
+    """Return hidden layers and a linear output: (..., width) -> (..., 1)."""
+    layers = hidden_layers(width, hidden=hidden, activation_name=activation_name, dropout=dropout)
+    return layers.append(nn.Linear(hidden[-1] if hidden else width, 1))
