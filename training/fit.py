@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from liber_feast.artifact import build_backbone
 from liber_feast.errors import ConfigError
 from liber_feast.inputs import EncodedItems, EncodedUsers, InputSpec
+from training.backbones.loss import forward_with_loss
 from training.batches import SampleBatches
 from training.data import Samples
 from training.fit_inputs import InputOptions, fit_inputs
@@ -243,9 +244,10 @@ def take_step(
     samples: SampleBatches,
     rows: npt.NDArray[np.int64],
 ) -> Tensor:
-    """Take one step on `rows` and return its loss, detached."""
+    """Take one step on `rows` and return its loss, detached; what the backbone adds to it is in it."""
     model.train()
-    loss = F.binary_cross_entropy_with_logits(model(samples.batch(rows)), samples.labels(rows))
+    logits, added = forward_with_loss(model, samples.batch(rows))
+    loss = F.binary_cross_entropy_with_logits(logits, samples.labels(rows)) + added
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch
     optimizer.step()
