@@ -104,7 +104,10 @@ def find_class(reference: str) -> type[nn.Module]:
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"backbone {reference!r} cannot be imported: {error}.") from error
+        raise ConfigError(
+            f"backbone {reference!r} cannot be imported: {error}. It is named package.module:Class, where `import"
+            " package.module` works."
+        ) from error
     if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "Config")):
         raise ConfigError(f"backbone {reference!r} is no torch.nn.Module with a config dataclass `Config`.")
     return found

@@ -193,7 +193,9 @@ def test_a_damaged_run_is_refused_in_one_line(tmp_path: Path, damage: Callable[[
 
 
 def test_an_unknown_backbone_is_refused_with_those_known() -> None:
-    with pytest.raises(ConfigError, match="'dinn' is unknown. Known: din"):
+    with pytest.raises(
+        ConfigError, match="'dinn' is unknown. Known: dcn, deepfm, xdeepfm, autoint, fibinet, din, dien;"
+    ):
         backbone_reference("dinn")
 
 
@@ -360,7 +362,7 @@ def test_the_command_fits_exports_and_ends_with_its_figures(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backbone", "dinn"], "Error: backbone 'dinn' is unknown. Known: din"),
+        (["--backbone", "dinn"], "Error: backbone 'dinn' is unknown. Known: dcn"),
         (["--backbone", "json:loads"], "is no torch.nn.Module"),
         (["--repo", "nowhere"], "Error: nowhere: there is no feature_store.yaml"),
         (["--run", "."], "Error: . exists. Choose another --run"),

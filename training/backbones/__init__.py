@@ -2,7 +2,15 @@
 
 from liber_feast.errors import ConfigError
 
-BACKBONES = {"din": "training.backbones.din:DIN"}
+BACKBONES = {
+    "dcn": "training.backbones.dcn:DCN",
+    "deepfm": "training.backbones.deepfm:DeepFM",
+    "xdeepfm": "training.backbones.xdeepfm:XDeepFM",
+    "autoint": "training.backbones.autoint:AutoInt",
+    "fibinet": "training.backbones.fibinet:FiBiNet",
+    "din": "training.backbones.din:DIN",
+    "dien": "training.backbones.dien:DIEN",
+}
 
 
 def backbone_reference(name: str) -> str:
@@ -16,6 +24,5 @@ def backbone_reference(name: str) -> str:
     if ":" in name:
         return name
     raise ConfigError(
-        f"backbone {name!r} is unknown. Known: {', '.join(sorted(BACKBONES))}; your own is"
-        " --backbone package.module:Class."
+        f"backbone {name!r} is unknown. Known: {', '.join(BACKBONES)}; your own is --backbone package.module:Class."
     )
