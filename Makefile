@@ -26,7 +26,8 @@ BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard
 $(foreach stamp,$(STAMP) $(VLLM_STAMP), \
   $(shell [ ! -e $(stamp) ] || [ "$$(cat $(stamp))" = "$(CURDIR)" ] || rm -f $(stamp)))
 
-# $(call environment,FOLDER,OPTIONS): make FOLDER from scratch if it has no stamp, then install what pip's OPTIONS name.
+# $(call environment,FOLDER,OPTIONS,LOCK): make FOLDER from scratch if it has no stamp, then install what pip's OPTIONS
+# name, and what LOCK, if there is one, lists, without what that asks for.
 # The stamp is written last: without it an environment is absent or half made.
 # With an older one only what changed is installed.
 define environment
@@ -43,6 +44,7 @@ define environment
 	fi
 	@rm -f $@
 	@$(1)/bin/python -m pip --disable-pip-version-check --quiet install $(2)
+	@$(if $(3),$(1)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --requirement $(3))
 	@$(1)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation --editable .
 	@echo "$(CURDIR)" > $@
 endef
@@ -52,8 +54,8 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
-	$(call environment,.venv,--requirement requirements.lock)
+$(STAMP): requirements.lock requirements-peers.lock pyproject.toml
+	$(call environment,.venv,--requirement requirements.lock,requirements-peers.lock)
 
 $(VLLM_STAMP): requirements-vllm.lock pyproject.toml
 	$(call environment,.venv-vllm,--no-deps --requirement requirements-vllm.lock)

@@ -91,6 +91,17 @@ COSTLY_FIRST = ("quickstart", "crash", "slow", "feast", "torch")
 """Words and markers of the files that several processes begin with, so that they end at the same time."""
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: small models gain nothing from more, and figures must not depend on their number."""
+    import torch  # noqa: PLC0415  # most tests do without
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def markers_of(path: Path) -> set[str]:
     """Return the markers of a test file, whose path is relative to tests/."""
     return set().union(*(MARKERS_OF_WORD[word] for word in words_of(path) & MARKERS_OF_WORD.keys())) or {"core"}
