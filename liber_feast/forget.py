@@ -3,12 +3,10 @@
 Every step can be repeated, and is, whatever an earlier run left undone: a run that ends has removed everything.
 """
 
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,8 +14,8 @@ import pyarrow.compute as pc
 from liber_feast import delta_maintenance as maintenance
 from liber_feast.delta_maintenance import Place
 from liber_feast.engine import ID_TYPES
-from liber_feast.errors import ConfigError, OnlineStoreAway, StoreNotReady
-from liber_feast.job import liber_views, open_job, repo_folder
+from liber_feast.errors import ConfigError, StoreNotReady
+from liber_feast.job import liber_views, open_job
 from liber_feast.memory.forgetting import Removed, erase_deleted, forget_user
 from liber_feast.offline_read import Location, locate, open_snapshot
 from liber_feast.offline_write import save
@@ -30,11 +28,17 @@ from liber_feast.sequences import BEHAVIORS
 if TYPE_CHECKING:
     from feast import FeatureView, RepoConfig
 
-LOCK_SECONDS = 60.0
-"""How long a SQLite online store is waited for."""
 LEFT = ("user_profile",)
 """What the source of the feature repo says of users, which is not the plugin's to delete."""
 LARGEST_ID = 2**63 - 1
+
+
+class ErasableOnline(OnlineRowsOfUsers, Protocol):
+    """An online store from which users can be deleted, so that nothing of them stays."""
+
+    def erase(self) -> None:
+        """Remove what was deleted from the files of the store, too."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,12 +70,10 @@ class Forgetting:
     """One user who is being forgotten, step by step."""
 
     publisher: Publisher
-    online: OnlineRowsOfUsers
+    online: ErasableOnline
     user_id: str | int
     log: BehaviorLog | None = None
     """None: it is left as it is."""
-    online_file: Path | None = None
-    """Of a SQLite online store."""
     say: Callable[[str], object] = lambda _line: None
 
     def run(self) -> Forgotten:
@@ -138,8 +140,7 @@ class Forgetting:
     def erase(self) -> None:
         """Remove what was deleted from the files of the databases, too."""
         erase_deleted(self.publisher.memory)
-        if self.online_file is not None and self.online_file.is_file():
-            _erase_deleted(self.online_file)
+        self.online.erase()
 
 
 def forget(repo: Path, user_id: str, *, keep_log: bool, say: Callable[[str], object]) -> dict[str, Any]:
@@ -155,15 +156,13 @@ def forget(repo: Path, user_id: str, *, keep_log: bool, say: Callable[[str], obj
     views = liber_views(store.registry, project=store.project)
     typed = typed_id(user_id, view=views[BEHAVIORS])
     job = open_job(config, registry=store.registry, online_store=engine.online_store, with_llm=False)
-    is_file = type(engine.online_store).__name__ == "SqliteOnlineStore"
     online = FeastOnlineSink(store=engine.online_store, config=config, views=views)
     try:
         forgotten = Forgetting(
-            publisher=job.publisher(),
+            publisher=replace(job.publisher(), online=online),
             online=online,
             user_id=typed,
             log=None if keep_log else behavior_log(views[BEHAVIORS], config=config),
-            online_file=repo_folder(config) / config.online_store.path if is_file else None,
             say=say,
         ).run()
     finally:
@@ -198,14 +197,3 @@ def behavior_log(view: "FeatureView", *, config: "RepoConfig") -> BehaviorLog:
     location = locate(view.batch_source, config=config, view=view)
     own = {new: old for old, new in (location.source.field_mapping or {}).items()}
     return BehaviorLog(location=location, user_column=own.get(view.join_keys[0], view.join_keys[0]))
-
-
-def _erase_deleted(path: Path) -> None:
-    try:
-        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as connection:
-            connection.execute("VACUUM")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except sqlite3.OperationalError as error:
-        raise OnlineStoreAway(
-            f"The online store {path} is in use by another process: {error}. Run the same command again."
-        ) from error

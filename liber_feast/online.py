@@ -43,6 +43,10 @@ class OnlineWriter(Protocol):
         """Delete the rows of serialized entity keys; return how many there were."""
         ...
 
+    def erase(self, views: Sequence[FeatureView]) -> None:
+        """Remove what was deleted of the views from the files of the store, too."""
+        ...
+
     def close(self) -> None:
         """Give back connections; the next write opens them again."""
         ...
@@ -94,6 +98,14 @@ class FeastOnlineSink:
             if view.online and STAGE in view.tags:
                 gone += self._writer.delete(view, entity_keys(view, user_ids))
         return gone
+
+    def erase(self) -> None:
+        """Remove what was deleted from the files of the store, too; other writers may wait meanwhile.
+
+        Raises:
+            OnlineStoreAway, StoreFailure, StoreNotReady: as `write`.
+        """
+        self._writer.erase([view for view in self._views.values() if view.online and STAGE in view.tags])
 
     def close(self) -> None:
         """Give back connections; the next write opens them again."""
@@ -158,6 +170,9 @@ class FeastWriter:
             texts={},
         )
         return self.write(view, rows) if there else 0
+
+    def erase(self, views: Sequence[FeatureView]) -> None:
+        """Leave it to the store."""
 
     def close(self) -> None:
         """Leave the connections, which are Feast's."""

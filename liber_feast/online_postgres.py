@@ -85,6 +85,16 @@ class PostgresWriter:
 
         return self._run(delete_all)
 
+    def erase(self, views: Sequence[FeatureView]) -> None:
+        """Vacuum the tables of the views.
+
+        Raises:
+            OnlineStoreAway, StoreNotReady, StoreFailure: as `write`.
+        """
+        tables = sql.SQL(", ").join(self._table(view) for view in views)
+        with self._lock, _in_one_line(self._block):  # outside of a transaction
+            (self._open() or self._connect()).execute(sql.SQL("VACUUM {}").format(tables))
+
     def close(self) -> None:
         """Give back the connection; the next write opens it again."""
         with self._lock:

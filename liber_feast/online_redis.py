@@ -79,6 +79,9 @@ class RedisWriter:
         fields = (f"_ts:{name}", f"_liber:{name}", *features)
         return sum(self._run([(_DELETE, 1, self._key(key), *fields) for key in keys]))
 
+    def erase(self, views: Sequence[FeatureView]) -> None:
+        """Leave it to Redis: what was deleted is gone from its main memory, and it writes its files anew by itself."""
+
     def close(self) -> None:
         """Give back the connections; the next write opens them again."""
         if "_client" in self.__dict__:

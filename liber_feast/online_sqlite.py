@@ -24,6 +24,8 @@ from liber_feast.online_values import EncodedRows
 
 LOCK_SECONDS = 10.0
 """How long a write waits for another one."""
+ERASE_SECONDS = 60
+"""How long the writing anew of the file waits for others."""
 ROWS_PER_STATEMENT = 128
 """A power of two; more rows in a statement are no faster."""
 SECONDS_KEPT = 4_096
@@ -105,6 +107,23 @@ class SqliteWriter:
         with self._lock, _in_one_line(self._path):
             self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return gone
+
+    def erase(self, views: Sequence[FeatureView]) -> None:
+        """Write the file anew, with every view that it has; others wait meanwhile.
+
+        Raises:
+            OnlineStoreAway: another process holds the file for longer than that waits.
+            StoreFailure: the file cannot be written.
+        """
+        del views
+        with self._lock, _in_one_line(self._path):
+            connection = self._connection()
+            connection.execute(f"PRAGMA busy_timeout={ERASE_SECONDS * 1_000}").fetchall()
+            try:
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                connection.execute(f"PRAGMA busy_timeout={LOCK_SECONDS * 1_000:.0f}").fetchall()
 
     def close(self) -> None:
         """Give back the connection; the next write opens it again."""

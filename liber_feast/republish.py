@@ -7,7 +7,7 @@ published meanwhile: who republishes holds the lease `publish`.
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,10 +105,11 @@ def republish(
     online = FeastOnlineSink(
         store=engine.online_store, config=store.config, views=liber_views(store.registry, project=store.project)
     )
+    publisher = replace(job.publisher(), online=online)
     try:
         if were_online is not None:
-            delete_strangers(job.publisher(), online=online, were_online=were_online)
-        return republish_all(job.publisher(), stage=stage, user_id=user_id, say=say).facts()
+            delete_strangers(publisher, online=online, were_online=were_online)
+        return republish_all(publisher, stage=stage, user_id=user_id, say=say).facts()
     finally:
         online.close()
         job.memory.close()

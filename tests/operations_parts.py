@@ -34,6 +34,9 @@ class OnlineUsers(OnlineRows):
         self.faults.reach()
         return gone
 
+    def erase(self) -> None:
+        pass
+
 
 def stream_of(seconds: Sequence[float]) -> list[Behavior]:
     """Return behaviors of both users, one of each a second."""

@@ -193,6 +193,20 @@ def test_deleted_rows_are_gone_and_those_of_others_and_of_other_views_stay(onlin
     assert online.read(gone)[1] == 3
 
 
+def test_what_was_deleted_is_erased_and_the_rest_stays(online: Online) -> None:
+    sink, gone, stays = online.sink(), new_user(), new_user()
+    for user in (gone, stays):
+        write(sink, user, 1)
+    sink.delete([gone])
+    sink.erase()
+    assert [online.read(user)[1] for user in (gone, stays)] == [None, 1]
+    if online.config.online_store.type == "postgres":
+        with psycopg.connect(POSTGRES.replace("+psycopg", "")) as server:
+            name = f"{online.config.online_store.db_schema}.{online.config.project}_{OURS}"
+            counts = server.execute("SELECT pg_stat_get_vacuum_count(%s::regclass)", [name]).fetchone()
+        assert counts == (1,)
+
+
 def test_a_view_that_the_sink_does_not_know_is_passed_over(online: Online) -> None:
     online.sink().write("another", row_table(["a"], pa.array([1])))
 
