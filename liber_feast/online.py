@@ -132,6 +132,15 @@ def open_writer(store: OnlineStore, config: RepoConfig) -> OnlineWriter:
     return writer
 
 
+def let_go_of_lost(store: OnlineStore) -> bool:
+    """Let Feast's store open its connection anew, if it has one that is no longer open; return whether it had."""
+    connection = getattr(store, "_conn", None)
+    if not getattr(connection, "closed", False):
+        return False
+    store._conn = None  # type: ignore[attr-defined]  # as before its first read
+    return True
+
+
 class FeastWriter:
     """Writes as Feast does, for stores without a writer of ours: of two writers at once the later one stays."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import difflib
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -10,6 +11,7 @@ from feast import FeatureView, FileSource, OnDemandFeatureView, RepoConfig
 from feast.base_feature_view import BaseFeatureView
 from feast.infra.passthrough_provider import PassthroughProvider
 from feast.infra.registry.base_registry import BaseRegistry
+from feast.online_response import OnlineResponse
 
 from liber_feast.answers import with_status
 from liber_feast.behavior import EVENT_TIME, REQUIRED, USER
@@ -18,6 +20,7 @@ from liber_feast.errors import ConfigError, InvalidBehaviors
 from liber_feast.job import open_registry
 from liber_feast.materialize import utc_microseconds
 from liber_feast.offline_read import STAGE, locate, open_snapshot
+from liber_feast.online import let_go_of_lost
 from liber_feast.pushed_rows import as_table, check_fit, quoted, with_times
 from liber_feast.sequences import BEHAVIORS
 
@@ -70,6 +73,18 @@ class LiberProvider(PassthroughProvider):
             await asyncio.to_thread(self.ingest_df, feature_view, df, field_mapping)
         else:
             await super().ingest_df_async(feature_view, df, field_mapping)
+
+    def get_online_features(self, *given: Any, **named: Any) -> OnlineResponse:
+        """Read as Feast does, and once more where the server of a PostgreSQL online store ended the connection.
+
+        Feast would keep that connection, and no read of the process would succeed again.
+        """
+        try:
+            return super().get_online_features(*given, **named)
+        except Exception:
+            if not let_go_of_lost(self.online_store):
+                raise
+            return super().get_online_features(*given, **named)
 
     def ingest_df_to_offline_store(self, feature_view: FeatureView, table: pa.Table) -> None:
         """Append pushed rows to the log, as Feast does; behaviors are checked first, as in `ingest_df`.
