@@ -258,7 +258,7 @@ class Job:
             report.count(counts)
             if beat.claim.numbers:  # who was lost is published by whoever has them now
                 self.write_out(report, user_keys=sorted(beat.claim.numbers), progress=progress)
-            self._settle(beat.claim, is_over=counts.stopped is None and counts.exhausted is None)
+            self._settle(beat.end(), is_over=counts.stopped is None and counts.exhausted is None)
         return counts.stopped
 
     def _settle(self, claimed: Claim, *, is_over: bool) -> None:

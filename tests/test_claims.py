@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from liber_feast.errors import BackendUnreachable
 from liber_feast.memory import Memory
@@ -185,6 +186,24 @@ def test_work_that_raises_frees_its_users_and_only_a_bug_counts_against_them(
     assert (row.lease_owner, row.claim_count) == (None, claim_count)
     assert "ann" not in names_of(memory, claim(memory))
     assert names_of(memory, claim(memory, user_keys=[row.user_key])) == ["ann"]
+
+
+def test_a_claim_that_was_ended_is_not_renewed_and_nobody_counts_as_lost(memory: Memory) -> None:
+    claimed = claim(memory)
+    before = lost_count()
+    with kept(memory, claimed, seconds=0.03) as beat:
+        time.sleep(0.05)
+        held = beat.end()
+        with memory.writing() as connection:
+            settle(connection, held)
+        time.sleep(0.1)  # until more than one renewal would be due
+    assert held.numbers == claimed.numbers
+    assert beat.claim == held
+    assert lost_count() == before
+
+
+def lost_count() -> float:
+    return REGISTRY.get_sample_value("liber_claims_total", {"outcome": "lost"}) or 0.0
 
 
 def test_who_waits_already_is_not_let_wait_anew(memory: Memory) -> None:

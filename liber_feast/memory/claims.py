@@ -221,9 +221,16 @@ class Beat:
             return False
         return user_key in self.claim.numbers
 
+    def end(self) -> Claim:
+        """Renew no more; return what is held. A claim that is settled must not be renewed: it would seem lost."""
+        self.ended.set()
+        with self._renewing:
+            return self.claim
+
     def _renew(self) -> None:
         with self._renewing:
-            self.claim = renew(self.memory, self.claim, seconds=self.seconds)
+            if not self.ended.is_set():
+                self.claim = renew(self.memory, self.claim, seconds=self.seconds)
 
 
 @cache
