@@ -26,6 +26,7 @@ class BackgroundDrain:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop, self._kicked = threading.Event(), threading.Event()
+        self._is_retired = False
         os.register_at_fork(after_in_child=self._reset)
         atexit.register(self.stop)
 
@@ -46,6 +47,16 @@ class BackgroundDrain:
         self._kicked.set()
         thread.join(patience_s)
 
+    def retire(self) -> None:
+        """Let the thread end its batch, and close the job; nobody is to kick it any more."""
+        with self._lock:
+            self._is_retired = True
+            self._stop.set()
+            self._kicked.set()
+            if self._thread is None or not self._thread.is_alive():
+                self._job.close()
+        atexit.unregister(self.stop)
+
     def _reset(self) -> None:
         """Have no thread: this process is new. Whatever the other one's threads held is not held here."""
         self._lock, self._thread = threading.Lock(), None
@@ -56,11 +67,14 @@ class BackgroundDrain:
         while True:
             self._kicked.clear()  # before the look at the stop: whoever stops kicks after
             is_last = self._stop.is_set()
-            while worker.step():
+            while not self._is_retired and worker.step():
                 pass
             if is_last:
-                return
+                break
             self._kicked.wait(LOOK_S)
+        with self._lock:
+            if self._is_retired:
+                self._job.close()
 
 
 def _say(line: str) -> None:

@@ -3,7 +3,6 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from threading import RLock
@@ -44,6 +43,7 @@ from liber_feast.materialize import Job, Report, utc_microseconds
 from liber_feast.memory.backfill import append_in_groups
 from liber_feast.offline_pull import Pull
 from liber_feast.offline_read import STAGE, locate, open_snapshot
+from liber_feast.origin import CONFIGURATION
 from liber_feast.partition import DriftCondition
 from liber_feast.run_display import bars, exposed_metrics
 from liber_feast.sequences import BEHAVIORS, SequenceRows, publish_sequences
@@ -77,6 +77,7 @@ class LiberComputeEngine(ComputeEngine):
         )
         self._job: Job | None = None
         self._drain: BackgroundDrain | None = None
+        self._is_change_said = False
         # Of pushes that come at the same time one works and the others wait, so that no text is paid for twice.
         self._working = RLock()
 
@@ -199,11 +200,36 @@ class LiberComputeEngine(ComputeEngine):
         return checked
 
     def job(self, registry: BaseRegistry) -> Job:
-        """Return the job of this feature repo, opened once."""
+        """Return the job of this feature repo, opened once and anew where its views, prompt or memory changed.
+
+        A change of feature_store.yaml is said, and not followed: Feast itself has read it when the process started.
+        """
         with self._working:
-            if self._job is None:
-                self._job = open_job(self.repo_config, registry=registry, online_store=self.online_store)
-            return self._job
+            before = self._job
+            if before is not None and not self._is_outdated(before):
+                return before
+            opened = self._job = open_job(self.repo_config, registry=registry, online_store=self.online_store)
+            if before is not None:
+                self._retire(before)
+            return opened
+
+    def _is_outdated(self, job: Job) -> bool:
+        changes = set(job.origin.changes())
+        if CONFIGURATION in changes and not self._is_change_said:
+            self._is_change_said = True
+            logger.warning(
+                "%s was changed; this process goes on with what it has read at its start, until it is started again.",
+                CONFIGURATION,
+            )
+        return bool(changes - {CONFIGURATION}) or job.memory.is_replaced()
+
+    def _retire(self, job: Job) -> None:
+        """Let nothing begin with a job any more; what others have begun with it ends."""
+        if self._drain is None:
+            job.close()
+        else:
+            self._drain.retire()
+            self._drain = None
 
     def finish(
         self,
@@ -222,7 +248,8 @@ class LiberComputeEngine(ComputeEngine):
             LiberError: another part cannot be used, or a store not be written; see `Job`.
         """
         stopped: LiberError | None = None
-        with self._working, self._metrics_of(job):
+        shown = exposed_metrics(port=job.exposed.port, textfile=job.exposed.textfile, count_pending=job.count_pending)
+        with self._working, shown:
             try:
                 spent = job.llm.learner.spent if job.llm else None
                 with bars(tqdm_builder, spent=spent) as progress:
@@ -287,11 +314,6 @@ class LiberComputeEngine(ComputeEngine):
             )
         report.count_append(appended)
         stream_metrics.record_append(appended)
-
-    def _metrics_of(self, job: Job) -> AbstractContextManager[None]:
-        config = self.config.metrics
-        textfile = None if config.textfile is None else repo_folder(self.repo_config) / config.textfile
-        return exposed_metrics(port=config.port, textfile=textfile, count_pending=job.count_pending)
 
     def _pull(self, view: FeatureView, start: datetime, end: datetime) -> tuple[Pull, dict[str, str]]:
         """Return what reads the log's rows within [start, end] and those without a time, which `check` refuses.

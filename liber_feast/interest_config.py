@@ -216,12 +216,15 @@ InterestConfig: TypeAlias = Annotated[
 
 
 class MetricsConfig(_Block):
-    """Where Prometheus finds the counters of the calls."""
+    """Where Prometheus finds the metrics of runs and workers."""
 
     textfile: Text | None = None
-    """A file for node_exporter's textfile collector, written after every run; relative to the feature repo."""
+    """A file for node_exporter's textfile collector, written by every run; relative to the feature repo.
+
+    Every worker process has one of its own, `-worker-N` before the ending.
+    """
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """Serve /metrics there as long as a run lasts."""
+    """Serve /metrics there as long as a run lasts; worker process N of a command serves them on this port + N."""
 
 
 BLOCKS: Mapping[str, type[BaseModel]] = {EXTRACTIVE: ExtractiveConfig, OPENAI: OpenAIConfig, VLLM: VllmConfig}

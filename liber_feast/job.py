@@ -15,6 +15,7 @@ from liber_feast.errors import ConfigError, StoreNotReady
 from liber_feast.fuser import Fuser, open_fuser
 from liber_feast.interest import InterestLearner
 from liber_feast.interest_config import ExtractiveConfig
+from liber_feast.job_origin import origin_of
 from liber_feast.llm.extractive import ExtractiveLearner
 from liber_feast.llm_backend import OpenedLlm, configure_llm, open_prompt
 from liber_feast.materialize import Job, utc_microseconds
@@ -23,7 +24,7 @@ from liber_feast.memory.connect import PoolOptions
 from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.offline_read import locate
 from liber_feast.online import FeastOnlineSink
-from liber_feast.pace import Pace
+from liber_feast.pace import Exposed, Pace
 from liber_feast.publish import VIEWS, DeltaSink
 from liber_feast.title_vectors import TitleVectors
 
@@ -66,9 +67,14 @@ def liber_views(registry: BaseRegistry, *, project: str) -> dict[str, FeatureVie
     """Return the views that the plugin reads and fills, by name.
 
     Raises:
-        StoreNotReady: the registry lacks one.
+        StoreNotReady: the registry lacks one, or is gone.
     """
-    every = registry.list_all_feature_views(project, allow_cache=True)
+    try:
+        every = registry.list_all_feature_views(project, allow_cache=True)
+    except FileNotFoundError as error:
+        raise StoreNotReady(
+            "The registry of the feature repo is gone. Run `feast apply` in the feature repo."
+        ) from error
     found = {view.name: view for view in every if isinstance(view, FeatureView)}
     missing = [name for name in NEEDED_VIEWS if name not in found]
     if missing:
@@ -139,6 +145,7 @@ def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: Online
         LiberError: a part of the configuration cannot be used, or the repo was never applied.
     """
     block: LiberComputeEngineConfig = config.batch_engine
+    origin = origin_of(config, registry=registry, base=repo_folder(config), names=NEEDED_VIEWS)  # before all is read
     views = liber_views(registry, project=config.project)
     open_learner_of = _prepared_learner(block, base=repo_folder(config), with_llm=with_llm)
     encoding = open_encoding(config)
@@ -161,7 +168,15 @@ def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: Online
         memory_window=block.memory_window,
         sequence_length=block.sequence.length,
         pace=Pace(**block.worker.model_dump()),
+        exposed=_exposed(config),
+        origin=origin,
     )
+
+
+def _exposed(config: RepoConfig) -> Exposed:
+    block = config.batch_engine.metrics
+    textfile = None if block.textfile is None else repo_folder(config) / block.textfile
+    return Exposed(textfile=textfile, port=block.port)
 
 
 def _prepared_learner(

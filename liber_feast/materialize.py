@@ -28,9 +28,10 @@ from liber_feast.memory.missing import missing_shifts, missing_summaries
 from liber_feast.memory.publications import encoder_in_use, is_restoring
 from liber_feast.memory.spending import run_spent
 from liber_feast.memory.store import FUSION_FOLDER
-from liber_feast.pace import Pace
+from liber_feast.origin import Origin
+from liber_feast.pace import Exposed, Pace
 from liber_feast.partition import Condition, DriftCondition
-from liber_feast.pending import PendingGauge
+from liber_feast.pending import PendingGauge, show_memory
 from liber_feast.publish import VIEWS, DeltaSink, OnlineSink, Publisher
 from liber_feast.report import Report as Report  # noqa: PLC0414  (it is asked for here, too)
 from liber_feast.title_vectors import TitleVectors
@@ -77,6 +78,9 @@ class Job:
     """What the learner's calls are accounted in; None: it makes none."""
     pace: Pace = field(default_factory=Pace)
     pending: PendingGauge = field(default_factory=PendingGauge)
+    exposed: Exposed = field(default_factory=Exposed)
+    origin: Origin = field(default_factory=Origin)
+    """What this was made from; where that changes, a process that goes on makes another one."""
     clock: Callable[[], int] = utc_microseconds
 
     def append(self, checked: CheckedBehaviors, report: Report, *, pushed_time: int | None = None) -> Appended:
@@ -179,8 +183,14 @@ class Job:
         )
 
     def count_pending(self) -> None:
-        """Set the gauge of the partitions that wait for a text."""
+        """Set the gauges that say what the memory holds, and of how many partitions and users something waits."""
         self.pending.count(self.memory)
+        show_memory(self.memory)
+
+    def close(self) -> None:
+        """Give back the connections to the LLM and to the memory."""
+        self.close_llm()
+        self.memory.close()
 
     def close_llm(self) -> None:
         """Give back the connection to the LLM, or the model; the next text opens it again."""

@@ -5,9 +5,13 @@ show them where that does not run. Importing Feast switches the library to files
 come before this module where Feast's server runs; it does there.
 """
 
-from collections.abc import Callable
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 from prometheus_client import (
@@ -16,9 +20,11 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     start_http_server,
     write_to_textfile,
 )
+from prometheus_client.registry import Collector
 
 from liber_feast.budget import NANODOLLARS, CallOutcome
 from liber_feast.errors import ConfigError
@@ -113,18 +119,62 @@ def set_pending_partitions(count: int) -> None:
     _PENDING.set(count)
 
 
-def write_textfile(path: Path) -> None:
+class _Labeled(Collector):
+    """Our metrics with labels of the process beside their own."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in OURS.collect():
+            samples = [sample._replace(labels={**sample.labels, **self._labels}) for sample in metric.samples]
+            metric.samples = samples
+            yield metric
+
+
+@contextmanager
+def own_textfile(path: Path) -> Iterator[tuple[Path, int]]:
+    """Yield a file beside `path` that no other process on this machine writes to meanwhile, and its number.
+
+    The number is the lowest that is free, so that whoever comes after a process writes to the file of that one.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    for number in count():
+        lock = path.with_name(f".{path.stem}-worker-{number}.lock")
+        try:
+            descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        try:
+            yield path.with_name(f"{path.stem}-worker-{number}{path.suffix}"), number
+        finally:
+            os.close(descriptor)
+        return
+
+
+def write_textfile(path: Path, *, labels: Mapping[str, str] | None = None) -> None:
     """Write our metrics for a node exporter's text file collector; a reader never sees half a file.
+
+    `labels` tell them from those of another process, whose file the collector reads too.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     try:
-        write_to_textfile(str(path), OURS)
+        write_to_textfile(str(path), _Labeled(labels) if labels else OURS)
     except OSError as error:
-        raise ConfigError(
-            f"batch_engine.metrics.textfile: {path} cannot be written ({error.strerror}). Check the folder."
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"batch_engine.metrics.textfile: {path} cannot be written ({error.strerror}). Check the folder.")
 
 
 def serve(port: int) -> MetricsServer:

@@ -1,4 +1,4 @@
-"""How many partitions wait for a text, as Prometheus sees it."""
+"""What a memory holds, and how many partitions wait for a text, as Prometheus sees it."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,13 @@ from liber_feast import metrics, stream_metrics
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory import Memory
 from liber_feast.memory.schema import partitions, recomputations
-from liber_feast.memory.status import pending_partition_count, waiting_user_count
+from liber_feast.memory.status import (
+    behavior_kinds,
+    failed_partition_count,
+    freshness,
+    pending_partition_count,
+    waiting_user_count,
+)
 from liber_feast.memory.texts import has_summary_before, has_text
 
 NOTICED_S = 0.05
@@ -36,6 +42,14 @@ def _redone() -> sa.Select[Any]:
         .select_from(marked.join(partitions, sa.and_(*(one == marked.c[one.name] for one in key))))
         .where(partitions.c.failure.is_(None), is_complete)
     )
+
+
+def show_memory(memory: Memory) -> None:
+    """Set the gauges of what the memory has taken, of freshness and of failures; whoever shows them, they are its."""
+    with memory.reading() as connection:
+        stream_metrics.set_memory(behavior_kinds(connection))
+        stream_metrics.set_freshness(freshness(connection))
+        stream_metrics.set_failed(failed_partition_count(connection))
 
 
 @dataclass(kw_only=True, slots=True)

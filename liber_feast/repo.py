@@ -200,9 +200,8 @@ def run_workers(repo: Path, *, concurrency: int, once: bool) -> int:
         StoreNotReady: the repo was never applied, or its registry lacks a view.
         ConfigError: its feature_store.yaml cannot be used.
     """
-    open_repo_job(repo).memory.close()  # what is wrong is said once, and before any process starts
-    port = open_store(repo).config.batch_engine.metrics.port
-    return supervise(partial(open_repo_job, repo), concurrency=concurrency, once=once, port=port)
+    open_repo_job(repo).close()  # what is wrong is said once, and before any process starts
+    return supervise(partial(open_repo_job, repo), concurrency=concurrency, once=once)
 
 
 def use_run(run: Path, *, repo: Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -16,6 +16,7 @@ from liber_feast import metrics
 from liber_feast.errors import ConfigError, LiberError
 from liber_feast.interest import Progress
 from liber_feast.llm.spending import Spending
+from liber_feast.pace import Exposed
 
 LLM_STAGES = ("summaries", "shifts")
 """As `interest.learn` names them to a bar."""
@@ -71,21 +72,30 @@ def postfix(now: Spending, *, before: Spending) -> str:
 
 @contextmanager
 def exposed_metrics(
-    *, port: int | None, textfile: Path | None, count_pending: Callable[[], None], every_s: float = REFRESH_S
+    *,
+    port: int | None,
+    textfile: Path | None,
+    count_pending: Callable[[], None],
+    labels: Mapping[str, str] | None = None,
+    every_s: float = REFRESH_S,
 ) -> Iterator[None]:
     """Keep our metrics up to date for as long as the block lasts, in `textfile` too, and serve them on `port`.
 
-    `count_pending` sets the gauge of partitions that wait for a text. It is called before and after the block, and
-    from another thread every `every_s` seconds. A port that cannot be listened on is a warning on stderr: another
-    command of the same repo may have it.
+    `count_pending` sets the gauges of what the memory holds, `labels` are added to all that is in the file. It is
+    called before and after the block, and from another thread every `every_s` seconds. A port that cannot be listened
+    on is a warning on stderr: another command of the same repo may have it.
 
     Raises:
         ConfigError: the file cannot be written; the block was not entered.
     """
-    count_pending()
-    if textfile is not None:
-        metrics.write_textfile(textfile)
-    with _served(port), _refreshed(textfile, count_pending=count_pending, every_s=every_s):
+
+    def show() -> None:
+        count_pending()
+        if textfile is not None:
+            metrics.write_textfile(textfile, labels=labels)
+
+    show()
+    with _served(port), _refreshed(show, every_s=every_s):
         yield
 
 
@@ -104,14 +114,14 @@ def _served(port: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _refreshed(textfile: Path | None, *, count_pending: Callable[[], None], every_s: float) -> Iterator[None]:
+def _refreshed(show: Callable[[], None], *, every_s: float) -> Iterator[None]:
     is_over = Event()
 
     def refresh_often() -> None:
         seconds = 0.0
         while not is_over.wait(max(every_s, SHARE * seconds)):
             start = time.monotonic()
-            _refresh(textfile, count_pending=count_pending)
+            _refresh(show)
             seconds = time.monotonic() - start
 
     thread = Thread(target=refresh_often, name="metrics", daemon=True)
@@ -121,16 +131,40 @@ def _refreshed(textfile: Path | None, *, count_pending: Callable[[], None], ever
     finally:
         is_over.set()
         thread.join()
-        _refresh(textfile, count_pending=count_pending)
+        _refresh(show)
 
 
-def _refresh(textfile: Path | None, *, count_pending: Callable[[], None]) -> None:
+def _refresh(show: Callable[[], None]) -> None:
     """Count and write once; no run ends because its metrics cannot be shown."""
     try:
-        count_pending()
-        if textfile is not None:
-            metrics.write_textfile(textfile)
+        show()
     except LiberError as error:
         logger.warning("metrics: %s", error.message)
     except SQLAlchemyError as error:
         logger.warning("metrics: the memory cannot be read (%s)", type(error).__name__)
+
+
+@contextmanager
+def worker_metrics(
+    exposed: Exposed, *, number: int, count_pending: Callable[[], None], every_s: float = REFRESH_S
+) -> Iterator[None]:
+    """Show the metrics of one worker process of several: in a file of its own, on the port and its number.
+
+    A file that cannot be written is a warning on stderr, as a port is: texts are worth more than their count.
+    """
+    port = None if exposed.port is None else exposed.port + number
+    with ExitStack() as stack:
+        textfile, labels = None, {"worker": str(number)}
+        if exposed.textfile is not None:
+            try:
+                textfile, free = stack.enter_context(metrics.own_textfile(exposed.textfile))
+                labels = {"worker": str(free)}
+                metrics.write_textfile(textfile, labels=labels)
+            except ConfigError as error:
+                textfile = None
+                tqdm.write(f"Warning: {error.message} The metrics of this worker are not written.", file=sys.stderr)
+        shown = exposed_metrics(
+            port=port, textfile=textfile, count_pending=count_pending, labels=labels, every_s=every_s
+        )
+        with shown:
+            yield

@@ -3,6 +3,7 @@
 Labels are fixed words: no user, no item, no free reason.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -11,6 +12,7 @@ from liber_feast.metrics import OURS
 
 if TYPE_CHECKING:
     from liber_feast.memory.append import Appended
+    from liber_feast.memory.status import Freshness
 
 FRESHNESS_S = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper bounds of the histogram of freshness."""
@@ -39,8 +41,30 @@ _PUBLISH = Histogram(
     registry=OURS,
 )
 _RETRIES = Counter("liber_memory_retries", "Transactions that were tried again.", ("reason",), registry=OURS)
-for _metric in (_BEHAVIORS, _SEALED, _FRESHNESS, _WAITING, _CLAIMS, _PUBLISH, _RETRIES):
+_MEMORY = Gauge(
+    "liber_memory_behaviors",
+    "Behaviors that the memory was sent, by what became of them; the same from every process.",
+    ("kind",),
+    registry=OURS,
+    multiprocess_mode="mostrecent",
+)
+_QUANTILES = Gauge(
+    "liber_memory_freshness_seconds",
+    "Freshness of the partitions that became readable online last; the same from every process.",
+    ("quantile",),
+    registry=OURS,
+    multiprocess_mode="mostrecent",
+)
+_FAILED = Gauge(
+    "liber_failed_partitions",
+    "Partitions of which a text failed.",
+    registry=OURS,
+    multiprocess_mode="mostrecent",
+)
+for _metric in (_BEHAVIORS, _SEALED, _FRESHNESS, _WAITING, _CLAIMS, _PUBLISH, _RETRIES, _MEMORY, _QUANTILES, _FAILED):
     REGISTRY.register(_metric)
+for _outcome in ("done", "released", "lost", "poison"):  # a rate needs the zero before the first one
+    _CLAIMS.labels(_outcome)
 
 
 def record_append(appended: "Appended") -> None:
@@ -69,6 +93,24 @@ def record_freshness(seconds: float) -> None:
 def set_waiting(count: int) -> None:
     """Say how many users wait."""
     _WAITING.set(count)
+
+
+def set_memory(kinds: Mapping[str, int]) -> None:
+    """Say how many behaviors the memory was sent, of each kind that `record_behaviors` knows."""
+    for kind, count in kinds.items():
+        _MEMORY.labels(kind).set(count)
+
+
+def set_freshness(found: "Freshness") -> None:
+    """Say how fresh the partitions are that became readable online last; nothing where there are none."""
+    for quantile, seconds in (("0.5", found.p50_s), ("0.99", found.p99_s)):
+        if seconds is not None:
+            _QUANTILES.labels(quantile).set(seconds)
+
+
+def set_failed(count: int) -> None:
+    """Say of how many partitions a text failed."""
+    _FAILED.set(count)
 
 
 def record_claim(outcome: str, count: int) -> None:

@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from liber_feast.errors import LiberError, MemoryAway, RetryableError
 from liber_feast.materialize import Job, Report
 from liber_feast.memory import claims
 from liber_feast.memory.claims import Claim
-from liber_feast.run_display import exposed_metrics
+from liber_feast.run_display import worker_metrics
+
+if TYPE_CHECKING:
+    from liber_feast.origin import Changes
 
 PAUSE_S = (0.5, 30.0)
 """The shortest and the longest pause after an error."""
@@ -29,13 +32,15 @@ PATIENCE_S = 30.0
 """How long an LLM that does not answer is waited for, beside calls under way; then its users are put off."""
 RESTART_S = (1.0, 30.0)
 """The same before a process that died is started again."""
+REOPEN = 75
+"""The exit code of a process whose feature repo has changed: another one is started at once."""
 LIVED_S = 60.0
 """A process that lived this long has not died at its start."""
 RESTARTS = 10
 """Within LIVED_S; one more and the workers end."""
 
 OpenJob = Callable[[], Job]
-"""Opens the job of a feature repo, in the process that is to work on it."""
+"""Opens the job of a feature repo as it is now, in the process that is to work on it."""
 
 
 class Stop(Protocol):
@@ -97,15 +102,40 @@ class Worker:
         self.job, self.stop, self.say = job, stop, say
         self.report = Report()
         self._pause_s = 0.0
+        self._refused: Changes = {}
 
-    def run(self, *, once: bool = False) -> None:
-        """Work until the stop, or `once` until nobody waits any more; users who were put off do not count."""
+    def run(self, *, once: bool = False, open_job: OpenJob | None = None) -> bool:
+        """Work until the stop, or `once` until nobody waits any more; users who were put off do not count.
+
+        Return whether it ended because what the job was made from has changed, and `open_job` can make another one.
+        """
         while not self.stop.is_set():
+            if open_job is not None and self._is_outdated(open_job):
+                return True
             if self.step():
                 continue
             if once and self._pause_s == 0 and not self._is_anyone_waiting():
-                return
+                return False
             self.stop.wait(self._pause_s or self.job.pace.poll_ms / 1_000 * random.uniform(0.5, 1.5))
+        return False
+
+    def _is_outdated(self, open_job: OpenJob) -> bool:
+        """Return whether another job is to be made; where it cannot, that is said once, and the old one goes on."""
+        changes, is_replaced = self.job.origin.changes(), self.job.memory.is_replaced()
+        if not is_replaced and changes == self._refused:
+            return False
+        self._refused = changes
+        names = " and ".join([*changes, *["the memory"] * is_replaced])
+        if not names:
+            return False
+        try:
+            open_job().close()
+        except LiberError as error:
+            goes_on = "" if is_replaced else " This worker goes on with what it has read before."
+            self.say(f"Warning: {names} changed, and cannot be used as it is now: {error.message}{goes_on}")
+            return False
+        self.say(f"{names} changed: the feature repo is opened anew.")
+        return True
 
     def step(self) -> int:
         """Claim one batch and work on it; return how many users it had. An error is said, and followed by a pause."""
@@ -162,7 +192,7 @@ class Worker:
             return True
 
 
-def run_worker(open_job: OpenJob, *, number: int = 0, once: bool = False, port: int | None = None) -> None:
+def run_worker(open_job: OpenJob, *, number: int = 0, once: bool = False) -> None:
     """Be worker `number` until SIGTERM or SIGINT, and say on stderr what was done."""
     stop = Signals()
     with stop.handled():
@@ -170,13 +200,12 @@ def run_worker(open_job: OpenJob, *, number: int = 0, once: bool = False, port: 
         if job is None:
             return
         worker = Worker(job, stop=stop, say=say)
-        with exposed_metrics(
-            port=None if port is None else port + number, textfile=None, count_pending=job.count_pending
-        ):
-            worker.run(once=once)
-        job.close_llm()
-        job.memory.close()
+        with worker_metrics(job.exposed, number=number, count_pending=job.count_pending):
+            is_outdated = worker.run(once=once, open_job=open_job)
+        job.close()
         say(f"worker {number}: {worker.report.line()}")
+    if is_outdated:
+        sys.exit(REOPEN)
 
 
 def _opened(open_job: OpenJob, stop: Stop) -> Job | None:
@@ -195,16 +224,14 @@ def _opened(open_job: OpenJob, stop: Stop) -> Job | None:
     return None
 
 
-def supervise(open_job: OpenJob, *, concurrency: int = 1, once: bool = False, port: int | None = None) -> int:
+def supervise(open_job: OpenJob, *, concurrency: int = 1, once: bool = False) -> int:
     """Run worker processes until SIGTERM or SIGINT, or `once` until nobody waits; return the exit code.
 
     One that dies is started again. They are not forked: neither BERT nor a connection outlives that. On the signal each
     ends what it has begun; the code is 0 where all of them did.
     """
     stop = Signals()
-    crew = Crew(
-        start=lambda number: _start(open_job, number=number, once=once, port=port), concurrency=concurrency, stop=stop
-    )
+    crew = Crew(start=lambda number: _start(open_job, number=number, once=once), concurrency=concurrency, stop=stop)
     with stop.handled():
         return crew.run()
 
@@ -243,6 +270,9 @@ class Crew:
             del self._running[number]
             if process.exitcode == 0 or self._stop.is_set():
                 continue
+            if process.exitcode == REOPEN:
+                self._due[number] = now
+                continue
             self._deaths[number] = 1 if now - started > LIVED_S else self._deaths.get(number, 0) + 1
             pause = min(RESTART_S[0] * 2 ** (self._deaths[number] - 1), RESTART_S[1])
             say(f"Warning: worker {number} died (exit code {process.exitcode}); it is started again in {pause:.0f} s.")
@@ -258,7 +288,7 @@ class Crew:
             process.terminate()
         for process, _ in self._running.values():
             process.join()
-        ended = (0, -signal.SIGTERM)  # the second: it was asked before it could listen
+        ended = (0, REOPEN, -signal.SIGTERM)  # the last: it was asked before it could listen
         return int(any(process.exitcode not in ended for process, _ in self._running.values()))
 
 
@@ -268,8 +298,8 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def _start(open_job: OpenJob, *, number: int, once: bool, port: int | None) -> BaseProcess:
-    options = {"number": number, "once": once, "port": port}
+def _start(open_job: OpenJob, *, number: int, once: bool) -> BaseProcess:
+    options = {"number": number, "once": once}
     process = multiprocessing.get_context("spawn").Process(
         target=run_worker, args=(open_job,), kwargs=options, name=f"worker {number}"
     )

@@ -38,6 +38,7 @@ OWNERS = {
             "feast_cli",
             "forget",
             "job",
+            "job_origin",
             "offline_*",
             "online",
         ),

@@ -106,7 +106,16 @@ def test_metrics_name_no_user_and_quote_no_reason() -> None:
     shown = ours()
     assert "user-" not in shown
     assert "scripted bad_call" not in shown
-    assert set(re.findall(r"[{,](\w+)=", shown)) <= {"model", "stage", "outcome", "kind", "reason", "le", "pid"}
+    assert set(re.findall(r"[{,](\w+)=", shown)) <= {
+        "model",
+        "stage",
+        "outcome",
+        "kind",
+        "reason",
+        "le",
+        "pid",
+        "quantile",
+    }
 
 
 def test_the_text_file_holds_our_metrics_and_no_others(tmp_path: Path) -> None:
@@ -126,6 +135,36 @@ def test_the_text_file_holds_our_metrics_and_no_others(tmp_path: Path) -> None:
 def test_a_text_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^batch_engine\.metrics\.textfile: .* cannot be written \(No such file"):
         metrics.write_textfile(tmp_path / "missing" / "liber.prom")
+
+
+def test_processes_write_to_files_of_their_own_under_the_lowest_numbers_that_are_free(tmp_path: Path) -> None:
+    path = tmp_path / "liber.prom"
+    with metrics.own_textfile(path) as (first, zero):
+        with metrics.own_textfile(path) as (second, one):
+            assert (first.name, zero) == ("liber-worker-0.prom", 0)
+            assert (second.name, one) == ("liber-worker-1.prom", 1)
+        with metrics.own_textfile(path) as (third, _):
+            assert third == second
+    with metrics.own_textfile(path) as (again, _):
+        assert again == first
+
+
+def test_labels_of_a_process_stand_on_every_metric_of_its_file_and_on_none_elsewhere(tmp_path: Path) -> None:
+    metrics.record_call(model="m", stage="shift", outcome=CallOutcome.ANSWERED)
+    metrics.write_textfile(tmp_path / "one.prom", labels={"worker": "3"})
+    lines = (tmp_path / "one.prom").read_text(encoding="utf-8").splitlines()
+    samples = [line for line in lines if not line.startswith("#")]
+    assert samples
+    assert all('worker="3"' in line for line in samples)
+    assert 'worker="3"' not in ours()
+
+
+def test_a_folder_in_which_nothing_can_be_made_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"^batch_engine\.metrics\.textfile: .* cannot be written \(No such file"),
+        metrics.own_textfile(tmp_path / "missing" / "liber.prom"),
+    ):
+        pass
 
 
 def test_the_metrics_are_served_over_http_until_closed() -> None:

@@ -40,18 +40,16 @@ class Freshness:
 def memory_status(connection: sa.Connection) -> dict[str, Any]:
     """Return counts of users, behaviors, partitions and texts, and which versions are in use."""
     stages = {stage: _count(connection, partitions, has_text(stage)) for stage in (SUMMARY, SHIFT)}
-    late, duplicate = connection.execute(
-        sa.select(sa.func.sum(users.c.late_count), sa.func.sum(users.c.duplicate_count))
-    ).one()
+    kinds = behavior_kinds(connection)
     return {
         "users": _count(connection, users, users.c.forgotten_time.is_(None)),
         "behaviors": _count(connection, behaviors),
         "cached_behaviors": _count(connection, behaviors, behaviors.c.partition_index.is_(None)),
-        "late_behaviors": int(late or 0),
-        "duplicate_behaviors": int(duplicate or 0),
+        "late_behaviors": kinds["late"],
+        "duplicate_behaviors": kinds["duplicate"],
         "sealed_partitions": _count(connection, partitions),
         "pending_partitions": pending_partition_count(connection),
-        "failed_partitions": _count(connection, partitions, partitions.c.failure.is_not(None)),
+        "failed_partitions": failed_partition_count(connection),
         "recomputations": _count(connection, recomputations),
         "summaries": stages[SUMMARY],
         "shifts": stages[SHIFT],
@@ -68,19 +66,32 @@ def stream_status(connection: sa.Connection) -> dict[str, Any]:
     """Return who waits, what was odd about the behaviors that came, and freshness."""
     now = now_us(connection)
     oldest = connection.scalar(sa.select(sa.func.min(waiting.c.since)))
-    ahead, tied = connection.execute(sa.select(sa.func.sum(users.c.ahead_count), sa.func.sum(users.c.tied_count))).one()
+    kinds = behavior_kinds(connection)
     fresh = freshness(connection)
     return {
         "waiting_users": waiting_user_count(connection),
         "leased_users": _count(connection, waiting, waiting.c.lease_until >= now),
         "oldest_waiting_s": None if oldest is None else round(max(0, now - oldest) / 1e6, 3),
-        "ahead_behaviors": int(ahead or 0),
-        "tied_behaviors": int(tied or 0),
+        "ahead_behaviors": kinds["ahead"],
+        "tied_behaviors": kinds["tied"],
         "forgotten_users": _count(connection, tombstones),
         "freshness_count": fresh.count,
         "freshness_p50_s": fresh.p50_s,
         "freshness_p99_s": fresh.p99_s,
     }
+
+
+def behavior_kinds(connection: sa.Connection) -> dict[str, int]:
+    """Return how many behaviors of the users that the memory knows were new, and what was odd about which came."""
+    columns = {kind: users.c[f"{kind}_count"] for kind in ("late", "ahead", "tied", "duplicate")}
+    columns["new"] = users.c.behavior_count
+    sums = sa.select(*(sa.func.coalesce(sa.func.sum(one), 0).label(kind) for kind, one in columns.items()))
+    return {kind: int(count) for kind, count in connection.execute(sums).one()._mapping.items()}
+
+
+def failed_partition_count(connection: sa.Connection) -> int:
+    """Count the partitions of which a text failed."""
+    return _count(connection, partitions, partitions.c.failure.is_not(None))
 
 
 def waiting_user_count(connection: sa.Connection) -> int:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from liber_feast.behavior import microseconds
-from liber_feast.errors import MemoryAway, MemoryFailure, StoreNotReady
+from liber_feast.errors import MemoryAway, MemoryFailure, RetryableError, StoreNotReady
 from liber_feast.memory import migrations
 from liber_feast.memory.append import Appended, VectorsOf, append, encoded_before, items_in_play, seal_idle
 from liber_feast.memory.clock import now_us
@@ -34,12 +34,19 @@ from liber_feast.stream_metrics import record_memory_retry
 
 FUSION_FOLDER = "fusion_folder"
 """The setting that names the fusion weights in use, relative to the feature repo."""
+MEMORY_ID = "memory_id"
+"""The setting that is the memory's identity."""
+REPLACED = "The memory {} was replaced while this process had it open. Nothing was written; do the same again."
 RETRY_S = (0.05, 2.0)
 """The shortest and the longest pause before a transaction is run again."""
 MIGRATION_LOCK = 7_236_823
 """The advisory lock under which one process at a time makes or migrates a memory on PostgreSQL."""
 
 _T = TypeVar("_T")
+
+
+class MemoryReplaced(RetryableError):
+    """Another database is in the place of the one that was opened; nothing was written."""
 
 
 class Memory:
@@ -51,6 +58,11 @@ class Memory:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
+        file = database_file(engine.url, base=Path())
+        self._file = None if file is None else file.absolute()
+        self._file_number = 0
+        self._identity: str | None = None
+        self._is_replaced = False
         self._writer = engine.execution_options(liber_writing=True)
         self._reader = engine
         if engine.dialect.name == "postgresql":
@@ -89,6 +101,8 @@ class Memory:
             if not is_newest:
                 with self.writing("migrate") as connection:
                     _migrate(connection)
+            self._file_number = self._number_of_file()
+            self._identity = self.identity if self.engine.dialect.name == "postgresql" else None
         except sa.exc.DBAPIError as error:
             raise MemoryFailure(f"The memory {name} cannot be opened: {first_line(error.orig)}.") from error
 
@@ -117,12 +131,27 @@ class Memory:
     def identity(self) -> str:
         """The random name a memory gets when it is made; sinks tell memories apart by it."""
         with self.reading() as connection:
-            return str(setting(connection, "memory_id"))
+            return str(setting(connection, MEMORY_ID))
 
     @property
     def is_shared(self) -> bool:
         """Whether other threads and processes see it; a memory in main memory is its thread's alone."""
         return self.engine.dialect.name != "sqlite" or database_file(self.engine.url, base=Path()) is not None
+
+    def is_replaced(self) -> bool:
+        """Return whether the file of a SQLite memory is another one or gone; on a server, whether that was seen."""
+        return self._is_replaced or self._file_number not in (0, self._number_of_file())
+
+    def _number_of_file(self) -> int:
+        """Return the inode, which no other file has while this one is open; 0: there is no file."""
+        try:
+            return 0 if self._file is None else self._file.stat().st_ino
+        except OSError:
+            return -1
+
+    def _refuse_another(self) -> None:
+        if self.is_replaced():
+            raise MemoryReplaced(REPLACED.format(self._file or "on the server"))
 
     def close(self) -> None:
         """Give back every connection."""
@@ -136,6 +165,7 @@ class Memory:
             RetryableError: another process holds the memory for longer than a transaction waits.
             MemoryAway: its server does not answer.
         """
+        self._refuse_another()
         with in_our_words(self.engine), self._reader.begin() as connection:
             yield connection
 
@@ -148,7 +178,11 @@ class Memory:
             MemoryAway: its server does not answer; where it was lost in the commit, that may have been done.
             MemoryFailure: the disk is full; nothing of the transaction was written.
         """
+        self._refuse_another()
         with in_our_words(self.engine), self._writer.begin() as connection:
+            if self._identity is not None and self._identity != setting(connection, MEMORY_ID):
+                self._is_replaced = True
+                raise MemoryReplaced(REPLACED.format("on the server"))
             yield connection
 
     def retrying(self, work: Callable[[sa.Connection], _T], *, what: str, patience_s: float = 30.0) -> _T:
