@@ -3,11 +3,9 @@
 Making one takes seconds, copying one takes none: each is made once per process and tests get copies.
 """
 
-import atexit
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +39,7 @@ from liber_feast.interest import Answers, InterestLearner, ShiftRequest, Summary
 from liber_feast.llm.extractive import ExtractiveLearner
 from liber_feast.memory.schema import metadata
 from liber_feast.prompt import load_prompt
+from tests.folders import lasting_folder
 
 FEATURE_REPO = Path(__file__).resolve().parents[1] / "feature_repo"
 START, END = datetime(2022, 1, 1, tzinfo=UTC), datetime(2024, 1, 1, tzinfo=UTC)
@@ -248,7 +247,7 @@ def close(store: FeatureStore) -> None:
 
 @cache
 def _loaded() -> Path:
-    repo = copy_feature_repo(_folder() / "repo")
+    repo = copy_feature_repo(lasting_folder() / "repo")
     write_data_set(small_data_set(), repo)
     apply(repo)
     return repo
@@ -256,18 +255,11 @@ def _loaded() -> Path:
 
 @cache
 def _materialized() -> Path:
-    repo = loaded_repo(_folder() / "repo")
+    repo = loaded_repo(lasting_folder() / "repo")
     store = open_store(repo)
     store.materialize(START, END)
     close(store)
     return repo
-
-
-def _folder() -> Path:
-    """Return a new folder that lasts as long as this process."""
-    folder = Path(tempfile.mkdtemp(prefix="feature-repo-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def set_keys(repo: Path, **keys: Any) -> Path:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from liber_feast.memory.publications import drop_encoder, forget_online, next_un
 from liber_feast.memory.schema import publications, users
 from liber_feast.publish import VIEWS, Publisher
 from liber_feast.sequences import publish_sequences
+from tests.folders import lasting_folder
 from tests.memory_parts import (
     SECOND_US,
     START_US,
@@ -106,10 +108,21 @@ def first_behaviors(memory: Memory) -> None:
 
 def taught(folder: Path) -> tuple[Memory, str]:
     """Return a memory of five partitions of two users with all texts and vectors, and the encoder version."""
+    made, version = taught_once()
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    return new_memory(folder), version
+
+
+@cache
+def taught_once() -> tuple[Path, str]:
+    """Make the memory that tests get copies of."""
+    folder = lasting_folder()
     memory = new_memory(folder)
     first_behaviors(memory)
     learn_all(memory)
-    return memory, encode_all(memory, folder=folder / "encoder")
+    version = encode_all(memory, folder=folder / "encoder")
+    memory.close()
+    return folder, version
 
 
 def more(memory: Memory, folder: Path) -> None:
