@@ -18,7 +18,9 @@ from liber_feast.partition_vectors import read_partition_vectors
 from liber_feast.ragged import list_values
 from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, WIDTH, sample_table, without_vectors
 from training.data import Features, Samples, make_samples
-from training.fit import FitOptions, Progress, choose_device, fit, prepare
+from training.fit import FitOptions, Progress, choose_device, fit, prepare, score
+from training.metrics import quality
+from training.split import Split
 
 GOLDEN = Path(__file__).parent / "golden" / "training_losses.json"
 SMALL = {"embedding_width": 8, "attention_hidden": (16,), "hidden": (32, 16)}
@@ -192,3 +194,30 @@ def test_auto_is_a_device_that_is_there_and_cuda_is_not_taken_on_trust() -> None
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="not available"):
             choose_device("cuda")
+
+
+def test_logits_come_with_the_run_in_the_order_of_their_parts() -> None:
+    prepared = prepare(samples(), options=OPTIONS)
+    fitted = fit(prepared, options=OPTIONS)
+    every = score(fitted.model, prepared.load(torch.device("cpu")), rows=np.arange(1_000))
+    assert fitted.test_logits is not None
+    np.testing.assert_allclose(fitted.validation_logits, every[fitted.split.validation], atol=1e-6)
+    np.testing.assert_allclose(fitted.test_logits, every[fitted.split.test], atol=1e-6)
+    assert fitted.test == quality(prepared.labels[fitted.split.test], logits=fitted.test_logits)
+    assert fitted.validation == quality(prepared.labels[fitted.split.validation], logits=fitted.validation_logits)
+
+
+def test_a_test_part_that_is_not_asked_for_is_not_scored() -> None:
+    fitted = fit(prepare(samples(), options=OPTIONS), options=OPTIONS, with_test=False)
+    assert (fitted.test, fitted.test_logits) == (None, None)
+    assert len(fitted.validation_logits) == 100
+
+
+def test_a_split_that_is_given_is_kept() -> None:
+    split = Split(train=np.arange(600), validation=np.arange(600, 700), test=np.arange(700, 800))
+    prepared = prepare(samples(), options=OPTIONS, split=split)
+    assert prepared.split is split
+    assert prepared.spec.like_rate == pytest.approx(samples().labels[:600].mean())
+    fitted = fit(prepared, options=OPTIONS)
+    assert fitted.test_logits is not None
+    assert len(fitted.test_logits) == 100

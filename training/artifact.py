@@ -65,10 +65,10 @@ def run_facts(fitted: FittedRun, *, samples: Samples, options: FitOptions, fusio
 
 
 def run_metrics(fitted: FittedRun, *, samples: Samples) -> dict[str, Any]:
-    """Return the figures of the run as JSON values; `auc` and `log_loss` are those of the test part."""
+    """Return the figures of the run as JSON values; `auc` and `log_loss` are of the test part, if it was scored."""
     labels = samples.labels
     return {
-        **asdict(fitted.test),
+        **({} if fitted.test is None else asdict(fitted.test)),
         "validation_auc": fitted.validation.auc,
         "validation_log_loss": fitted.validation.log_loss,
         "sample_count": len(labels),

@@ -87,9 +87,14 @@ class FittedRun:
 
     model: nn.Module
     spec: InputSpec
-    validation: Quality
-    test: Quality
     split: Split
+    validation: Quality
+    validation_logits: npt.NDArray[np.float32]
+    """In the order of `split.validation`."""
+    test: Quality | None
+    """None where the test part was not asked for."""
+    test_logits: npt.NDArray[np.float32] | None
+    """In the order of `split.test`; None where the test part was not asked for."""
     best_epoch: float
     """Epochs up to the look whose weights these are."""
     epochs: float
@@ -97,13 +102,13 @@ class FittedRun:
     seconds: float
 
 
-def prepare(samples: Samples, *, options: FitOptions) -> Prepared:
-    """Split the samples by time, fit the input spec on the training part and encode all of them.
+def prepare(samples: Samples, *, options: FitOptions, split: Split | None = None) -> Prepared:
+    """Split the samples by time unless `split` says how, fit the input spec on the training part and encode all.
 
     Raises:
         DataSetError: too few samples for three parts, or a part of one class.
     """
-    split = split_by_time(samples.times)
+    split = split_by_time(samples.times) if split is None else split
     check_classes(samples.labels, split=split, like_above=samples.like_above)
     vectors = samples.vectors
     spec = fit_inputs(
@@ -129,17 +134,25 @@ def prepare(samples: Samples, *, options: FitOptions) -> Prepared:
     )
 
 
-def fit(prepared: Prepared, *, options: FitOptions, on_step: Callable[[Progress], None] = lambda _: None) -> FittedRun:
+def fit(
+    prepared: Prepared,
+    *,
+    options: FitOptions,
+    with_test: bool = True,
+    on_step: Callable[[Progress], None] = lambda _: None,
+) -> FittedRun:
     """Fit a backbone on prepared samples; equal seeds on the CPU give equal weights.
+
+    Without `with_test` the test part is not scored.
 
     Raises:
         ConfigError: a backbone or device that cannot be used, or a loss that is not finite.
     """
     with cpu_threads(options.threads):
-        return _fit(prepared, options=options, on_step=on_step)
+        return _fit(prepared, options=options, with_test=with_test, on_step=on_step)
 
 
-def _fit(prepared: Prepared, *, options: FitOptions, on_step: Callable[[Progress], None]) -> FittedRun:
+def _fit(prepared: Prepared, *, options: FitOptions, with_test: bool, on_step: Callable[[Progress], None]) -> FittedRun:
     started = time.perf_counter()
     device = choose_device(options.device)
     torch.manual_seed(options.seed)
@@ -154,19 +167,22 @@ def _fit(prepared: Prepared, *, options: FitOptions, on_step: Callable[[Progress
         is_finite &= torch.isfinite(loss)  # looked at with the validation part: a GPU would be waited for
         seen = None
         if (step - 1) % per_epoch + 1 in looks:
-            seen = evaluate(model, samples, rows=part.validation, is_finite=bool(is_finite))
-            best.look(seen, step=step, model=model)
+            logits = score(model, samples, rows=part.validation, is_finite=bool(is_finite))
+            seen = quality(prepared.labels[part.validation], logits=logits)
+            best.look(seen, logits=logits, step=step, model=model)
         on_step(Progress(step=step, step_count=per_epoch * options.epochs, loss=loss, validation=seen))
         if best.waited >= options.patience:
             break
     model.load_state_dict(best.weights)
-    test = evaluate(model, samples, rows=part.test)
+    test_logits = score(model, samples, rows=part.test) if with_test else None
     return FittedRun(
         model=model.cpu(),
         spec=prepared.spec,
         split=part,
         validation=best.quality,
-        test=test,
+        validation_logits=best.logits,
+        test=None if test_logits is None else quality(prepared.labels[part.test], logits=test_logits),
+        test_logits=test_logits,
         best_epoch=best.step / per_epoch,
         epochs=step / per_epoch,
         seconds=time.perf_counter() - started,
@@ -182,12 +198,14 @@ class Best:
     waited: int = 0
     """Looks since then."""
     weights: dict[str, Tensor] = field(default_factory=dict)
+    logits: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """Of the validation part, by these weights."""
 
-    def look(self, seen: Quality, *, step: int, model: nn.Module) -> None:
+    def look(self, seen: Quality, *, logits: npt.NDArray[np.float32], step: int, model: nn.Module) -> None:
         """Keep the model's weights if `seen` is better than all before."""
         self.waited += 1
         if seen.auc > self.quality.auc:
-            self.quality, self.step, self.waited = seen, step, 0
+            self.quality, self.logits, self.step, self.waited = seen, logits, step, 0
             self.weights = copy.deepcopy(model.state_dict())
 
 
@@ -254,10 +272,10 @@ def take_step(
     return loss.detach()
 
 
-def evaluate(
+def score(
     model: nn.Module, samples: SampleBatches, *, rows: npt.NDArray[np.int64], is_finite: bool = True
-) -> Quality:
-    """Return the quality of the model's logits for `rows`; leaves the model in evaluation mode.
+) -> npt.NDArray[np.float32]:
+    """Return the model's logits for `rows`, in their order; leaves the model in evaluation mode.
 
     Raises:
         ConfigError: a logit is not finite, or, by `is_finite`, a loss before was not.
@@ -268,7 +286,7 @@ def evaluate(
             model(samples.batch(rows[start : start + SCORING_ROWS])).float()
             for start in range(0, len(rows), SCORING_ROWS)
         ]
-    logits = torch.cat(parts).cpu().numpy()
+    logits: npt.NDArray[np.float32] = torch.cat(parts).cpu().numpy()
     if not (is_finite and np.isfinite(logits).all()):
         raise ConfigError("the loss is not finite: the learning rate is too high for this backbone. Lower it.")
-    return quality(samples.labels(rows).cpu().numpy() > 0, logits=logits)
+    return logits
