@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from liber_feast.errors import ConfigError, DataSetError, StoreNotReady
@@ -18,8 +20,9 @@ from liber_feast.partition_vectors import read_partition_vectors
 from liber_feast.ragged import list_values
 from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, WIDTH, sample_table, without_vectors
 from training.data import Features, Samples, make_samples
-from training.fit import FitOptions, Progress, choose_device, fit, prepare, score
+from training.fit import Progress, batches, choose_device, chosen_precision, fit, prepare, score, step_ends
 from training.metrics import quality
+from training.options import FitOptions
 from training.split import Split
 
 GOLDEN = Path(__file__).parent / "golden" / "training_losses.json"
@@ -105,6 +108,32 @@ def samples(features: Features = "liber") -> Samples:
     return samples_of(sample_table() if features == "liber" else without_vectors(sample_table()), features=features)
 
 
+@given(count=st.integers(2, 400), batch_size=st.integers(2, 70))
+def test_every_sample_is_in_one_step_of_an_epoch_and_no_step_has_one_sample(count: int, batch_size: int) -> None:
+    ends = step_ends(count, batch_size=batch_size)
+    sizes = np.diff([0, *ends])
+    assert ends[-1] == count
+    assert sizes.min() >= 2
+    assert (sizes[:-1] == batch_size).all()
+    assert sizes[-1] <= batch_size + 1
+
+
+@given(start=st.integers(0, 30))
+def test_the_order_of_samples_goes_on_after_any_step(start: int) -> None:
+    rows, options = np.arange(100, 150), replace(OPTIONS, batch_size=7, epochs=3)
+    whole = list(batches(rows, options=options))
+    assert len(whole) == 3 * 7
+    assert sorted(np.concatenate(whole[:7]).tolist()) == rows.tolist()
+    left = list(batches(rows, options=options, start=start))
+    assert [part.tolist() for part in left] == [part.tolist() for part in whole[start:]]
+
+
+def test_an_epoch_that_leaves_one_sample_over_can_be_fitted() -> None:
+    split = Split(train=np.arange(65), validation=np.arange(800, 900), test=np.arange(900, 1_000))
+    fitted = fit(prepare(samples(), options=OPTIONS, split=split), options=OPTIONS)
+    assert len(fitted.losses) == 2
+
+
 @pytest.mark.parametrize("features", ["baseline", "liber"])
 def test_ten_steps_on_a_thousand_rows_give_the_recorded_losses(features: Features) -> None:
     recorder = Recorder([])
@@ -188,6 +217,36 @@ def test_a_loss_that_is_not_finite_ends_the_fit() -> None:
         fit(prepare(samples(), options=options), options=options)
 
 
+@pytest.mark.parametrize("features", ["baseline", "liber"])
+def test_bfloat16_learns_the_same_but_for_its_rounding(features: Features) -> None:
+    options = replace(OPTIONS, precision="bfloat16")
+    prepared = prepare(samples(features), options=options)
+    rounded, whole = fit(prepared, options=options), fit(prepared, options=OPTIONS)
+    assert not np.array_equal(rounded.losses, whole.losses)
+    np.testing.assert_allclose(rounded.losses, whole.losses, rtol=0.05)
+    weights = {tensor.dtype for tensor in rounded.model.state_dict().values() if tensor.is_floating_point()}
+    assert weights == {torch.float32}
+    assert rounded.validation_logits.dtype == np.float32
+    assert len(np.unique(rounded.validation_logits)) > 90, "logits are not scored in bfloat16"
+
+
+def test_auto_is_bfloat16_on_a_gpu_alone() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert chosen_precision(OPTIONS, device=cpu) == "float32"
+    assert chosen_precision(OPTIONS, device=gpu) == "bfloat16"
+    assert chosen_precision(replace(OPTIONS, precision="float32"), device=gpu) == "float32"
+    assert chosen_precision(replace(OPTIONS, precision="bfloat16"), device=cpu) == "bfloat16"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("features", ["baseline", "liber"])
+def test_a_fit_on_a_gpu_comes_close_to_that_on_the_cpu(features: Features) -> None:
+    prepared = prepare(samples(features), options=OPTIONS)
+    on_gpu = fit(prepared, options=replace(OPTIONS, device="cuda"))
+    np.testing.assert_allclose(on_gpu.losses[:3], fit(prepared, options=OPTIONS).losses[:3], rtol=0.05)
+    assert {tensor.device.type for tensor in on_gpu.model.state_dict().values()} == {"cpu"}
+
+
 def test_auto_is_a_device_that_is_there_and_cuda_is_not_taken_on_trust() -> None:
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -199,6 +258,7 @@ def test_auto_is_a_device_that_is_there_and_cuda_is_not_taken_on_trust() -> None
 def test_logits_come_with_the_run_in_the_order_of_their_parts() -> None:
     prepared = prepare(samples(), options=OPTIONS)
     fitted = fit(prepared, options=OPTIONS)
+    assert fitted.validation in [look.validation for look in fitted.looks]
     every = score(fitted.model, prepared.load(torch.device("cpu")), rows=np.arange(1_000))
     assert fitted.test_logits is not None
     np.testing.assert_allclose(fitted.validation_logits, every[fitted.split.validation], atol=1e-6)

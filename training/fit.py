@@ -1,11 +1,10 @@
 """Fit a backbone: Adam on the training part, early stopping on the validation part, figures on the test part."""
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -14,44 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from liber_feast.artifact import build_backbone
-from liber_feast.errors import ConfigError
+from liber_feast.errors import ConfigError, DataSetError
 from liber_feast.inputs import EncodedItems, EncodedUsers, InputSpec
 from training.backbones.loss import forward_with_loss
 from training.batches import SampleBatches
+from training.checkpoint import Checkpoints, fit_identity, read_checkpoint, write_checkpoint
 from training.data import Samples
 from training.fit_inputs import InputOptions, fit_inputs
 from training.metrics import Quality, quality
+from training.options import FitOptions, Precision
 from training.split import Split, check_classes, split_by_time
+from training.state import FitState, Look
 
 SCORING_ROWS = 4096
 """Samples scored at once."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitOptions:
-    """How a backbone is fitted."""
-
-    backbone: str = "training.backbones.din:DIN"
-    """`module:Class`."""
-    backbone_config: Mapping[str, Any] = field(default_factory=dict)
-    """Values of the backbone's config class that differ from its defaults."""
-    seed: int = 0
-    epochs: int = 20
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-5
-    """Of every weight but the embeddings: theirs would decay in every step, but rare ones learn in few."""
-    looks_per_epoch: int = 2
-    """How often an epoch looks at the validation part."""
-    patience: int = 4
-    """Looks without a better validation AUC before the fit stops."""
-    sequence_length: int = 20
-    user_id: bool = False
-    fused_width: int = 32
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = 1
-    """CPU threads of a step. With one, a seed gives the same figures on every number of cores; steps of 512 samples
-    gain little from more, and on a busy machine they lose much."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +70,9 @@ class FittedRun:
     """None where the test part was not asked for."""
     test_logits: npt.NDArray[np.float32] | None
     """In the order of `split.test`; None where the test part was not asked for."""
+    losses: npt.NDArray[np.float32]
+    """Of every step, the mean over its samples."""
+    looks: tuple[Look, ...]
     best_epoch: float
     """Epochs up to the look whose weights these are."""
     epochs: float
@@ -139,74 +117,94 @@ def fit(
     *,
     options: FitOptions,
     with_test: bool = True,
+    checkpoints: Checkpoints | None = None,
     on_step: Callable[[Progress], None] = lambda _: None,
 ) -> FittedRun:
     """Fit a backbone on prepared samples; equal seeds on the CPU give equal weights.
 
-    Without `with_test` the test part is not scored.
+    Without `with_test` the test part is not scored. With `checkpoints` a fit that was cut off goes on where it was.
 
     Raises:
         ConfigError: a backbone or device that cannot be used, or a loss that is not finite.
+        DataSetError: a test part without samples is to be scored.
+        ArtifactError: a checkpoint that is of another fit, or cannot be read or written.
     """
+    if with_test and not len(prepared.split.test):
+        raise DataSetError("the split has no test part to score.")
     with cpu_threads(options.threads):
-        return _fit(prepared, options=options, with_test=with_test, on_step=on_step)
+        return _fit(prepared, options=options, with_test=with_test, checkpoints=checkpoints, on_step=on_step)
 
 
-def _fit(prepared: Prepared, *, options: FitOptions, with_test: bool, on_step: Callable[[Progress], None]) -> FittedRun:
-    started = time.perf_counter()
+def _fit(
+    prepared: Prepared,
+    *,
+    options: FitOptions,
+    with_test: bool,
+    checkpoints: Checkpoints | None,
+    on_step: Callable[[Progress], None],
+) -> FittedRun:
     device = choose_device(options.device)
     torch.manual_seed(options.seed)
     model = build_backbone(options.backbone, shape=prepared.spec.shape, config=options.backbone_config).to(device)
-    optimizer = make_optimizer(model, options=options)
-    samples, part = prepared.load(device), prepared.split
-    per_epoch = -(-len(part.train) // options.batch_size)
+    state = FitState(model=model, optimizer=make_optimizer(model, options=options))
+    samples = prepared.load(device)
+    identity = {} if checkpoints is None else fit_identity(prepared, options=options, device=device)
+    if checkpoints is not None and checkpoints.resume and checkpoints.path.exists():
+        read_checkpoint(checkpoints.path, state=state, identity=identity, device=device)
+    started = time.perf_counter() - state.seconds
+    for progress in train(state, samples=samples, prepared=prepared, options=options):
+        state.seconds = time.perf_counter() - started
+        if checkpoints is not None and checkpoints.is_due(step=state.step, looked=progress.validation is not None):
+            write_checkpoint(checkpoints.path, state=state, identity=identity, device=device)
+        on_step(progress)
+    model.load_state_dict(state.best.weights)
+    test_logits = score(model, samples, rows=prepared.split.test) if with_test else None
+    return _fitted(state, prepared=prepared, options=options, test_logits=test_logits)
+
+
+def train(state: FitState, *, samples: SampleBatches, prepared: Prepared, options: FitOptions) -> Iterator[Progress]:
+    """Take the steps that a fit has left; between two of them its state can be kept.
+
+    Raises:
+        ConfigError: a loss or a logit is not finite; losses are looked at with the validation part.
+    """
+    part, labels = prepared.split, prepared.labels
+    per_epoch = len(step_ends(len(part.train), batch_size=options.batch_size))
     looks = {per_epoch * look // options.looks_per_epoch for look in range(1, options.looks_per_epoch + 1)}
-    best, step, is_finite = Best(), 0, torch.ones((), dtype=torch.bool, device=device)
-    for step, rows in enumerate(batches(part.train, options=options), start=1):
-        loss = take_step(model, optimizer=optimizer, samples=samples, rows=rows)
-        is_finite &= torch.isfinite(loss)  # looked at with the validation part: a GPU would be waited for
+    bfloat16 = chosen_precision(options, device=samples.device) == "bfloat16"
+    for rows in batches(part.train, options=options, start=state.step):
+        if state.best.waited >= options.patience:
+            return
+        loss = take_step(state.model, optimizer=state.optimizer, samples=samples, rows=rows, bfloat16=bfloat16)
+        state.stepped(loss)
         seen = None
-        if (step - 1) % per_epoch + 1 in looks:
-            logits = score(model, samples, rows=part.validation, is_finite=bool(is_finite))
-            seen = quality(prepared.labels[part.validation], logits=logits)
-            best.look(seen, logits=logits, step=step, model=model)
-        on_step(Progress(step=step, step_count=per_epoch * options.epochs, loss=loss, validation=seen))
-        if best.waited >= options.patience:
-            break
-    model.load_state_dict(best.weights)
-    test_logits = score(model, samples, rows=part.test) if with_test else None
+        if (state.step - 1) % per_epoch + 1 in looks:
+            check_finite(state.losses())
+            logits = score(state.model, samples, rows=part.validation)
+            seen = quality(labels[part.validation], logits=logits)
+            state.looked(seen, logits=logits)
+        yield Progress(step=state.step, step_count=per_epoch * options.epochs, loss=loss, validation=seen)
+
+
+def _fitted(
+    state: FitState, *, prepared: Prepared, options: FitOptions, test_logits: npt.NDArray[np.float32] | None
+) -> FittedRun:
+    part, best = prepared.split, state.best
+    per_epoch = len(step_ends(len(part.train), batch_size=options.batch_size))
     return FittedRun(
-        model=model.cpu(),
+        model=state.model.cpu(),
         spec=prepared.spec,
         split=part,
         validation=best.quality,
         validation_logits=best.logits,
         test=None if test_logits is None else quality(prepared.labels[part.test], logits=test_logits),
         test_logits=test_logits,
+        losses=state.losses(),
+        looks=tuple(state.looks),
         best_epoch=best.step / per_epoch,
-        epochs=step / per_epoch,
-        seconds=time.perf_counter() - started,
+        epochs=state.step / per_epoch,
+        seconds=state.seconds,
     )
-
-
-@dataclass(kw_only=True, slots=True)
-class Best:
-    """The best look so far, with the weights it saw."""
-
-    quality: Quality = Quality(auc=-1.0, log_loss=0.0)
-    step: int = 0
-    waited: int = 0
-    """Looks since then."""
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    logits: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    """Of the validation part, by these weights."""
-
-    def look(self, seen: Quality, *, logits: npt.NDArray[np.float32], step: int, model: nn.Module) -> None:
-        """Keep the model's weights if `seen` is better than all before."""
-        self.waited += 1
-        if seen.auc > self.quality.auc:
-            self.quality, self.logits, self.step, self.waited = seen, logits, step, 0
-            self.weights = copy.deepcopy(model.state_dict())
 
 
 @contextmanager
@@ -246,13 +244,34 @@ def make_optimizer(model: nn.Module, *, options: FitOptions) -> torch.optim.Opti
     )
 
 
-def batches(rows: npt.NDArray[np.int64], *, options: FitOptions) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the rows of each step, every epoch in another order."""
+def chosen_precision(options: FitOptions, *, device: torch.device) -> Precision:
+    """Return the precision of the products of a training step on `device`: auto is bfloat16 on a GPU."""
+    if options.precision != "auto":
+        return options.precision
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def step_ends(count: int, *, batch_size: int) -> list[int]:
+    """Return where the steps of an epoch of `count` samples end.
+
+    What is left over is a smaller last step; a single sample, which has no variance to normalize by, joins the step
+    before.
+    """
+    ends = [*range(batch_size, count, batch_size), count]
+    if len(ends) > 1 and ends[-1] - ends[-2] == 1:
+        del ends[-2]
+    return ends
+
+
+def batches(rows: npt.NDArray[np.int64], *, options: FitOptions, start: int = 0) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the rows of each step after the first `start` steps, every epoch in another order."""
     generator = np.random.default_rng(options.seed)
-    for _ in range(options.epochs):
+    ends = step_ends(len(rows), batch_size=options.batch_size)
+    for epoch in range(options.epochs):
         shuffled = generator.permutation(rows)
-        for start in range(0, len(rows), options.batch_size):
-            yield shuffled[start : start + options.batch_size]
+        for step, (left, right) in enumerate(pairwise([0, *ends]), start=epoch * len(ends)):
+            if step >= start:
+                yield shuffled[left:right]
 
 
 def take_step(
@@ -261,24 +280,27 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     samples: SampleBatches,
     rows: npt.NDArray[np.int64],
+    bfloat16: bool = False,
 ) -> Tensor:
-    """Take one step on `rows` and return its loss, detached; what the backbone adds to it is in it."""
+    """Take one step on `rows`, with `bfloat16` under autocast, and return its loss, detached.
+
+    What the backbone adds to the loss is in it.
+    """
     model.train()
-    logits, added = forward_with_loss(model, samples.batch(rows))
-    loss = F.binary_cross_entropy_with_logits(logits, samples.labels(rows)) + added
+    with torch.autocast(samples.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        logits, added = forward_with_loss(model, samples.batch(rows))
+    loss = F.binary_cross_entropy_with_logits(logits.float(), samples.labels(rows)) + added
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch
     optimizer.step()
     return loss.detach()
 
 
-def score(
-    model: nn.Module, samples: SampleBatches, *, rows: npt.NDArray[np.int64], is_finite: bool = True
-) -> npt.NDArray[np.float32]:
+def score(model: nn.Module, samples: SampleBatches, *, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Return the model's logits for `rows`, in their order; leaves the model in evaluation mode.
 
     Raises:
-        ConfigError: a logit is not finite, or, by `is_finite`, a loss before was not.
+        ConfigError: a logit is not finite.
     """
     model.eval()
     with torch.inference_mode():
@@ -287,6 +309,15 @@ def score(
             for start in range(0, len(rows), SCORING_ROWS)
         ]
     logits: npt.NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-    if not (is_finite and np.isfinite(logits).all()):
-        raise ConfigError("the loss is not finite: the learning rate is too high for this backbone. Lower it.")
+    check_finite(logits)
     return logits
+
+
+def check_finite(values: npt.NDArray[np.float32]) -> None:
+    """Check losses or logits.
+
+    Raises:
+        ConfigError: one is not finite.
+    """
+    if not np.isfinite(values).all():
+        raise ConfigError("the loss is not finite: the learning rate is too high for this backbone. Lower it.")
