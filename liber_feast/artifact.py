@@ -2,11 +2,13 @@
 
 | file | what |
 | --- | --- |
-| config.json | the backbone (`module:Class`) and its config, features, feature services, versions, seed, hashes |
+| config.json | the backbone (`module:Class`) and its config, features, feature services, versions, seed, hashes; the |
+| | options of the fit, the git revision and the package versions it was made with |
 | model.safetensors | the weights |
 | inputs.json, inputs.safetensors | the `InputSpec`: vocabularies and scales, the item table's arrays |
 | fusion/ | with LIBER: the fusion weights that `liber fuse` publishes (see `liber_feast.fusion`) |
 | metrics.json | the figures of the fit |
+| curves.json, curves.png | loss by step, and the looks at the validation part |
 
 Loading imports the class that config.json names, so a run folder is to be trusted as code is.
 """
@@ -129,9 +131,18 @@ def build_backbone(reference: str, *, shape: InputShape, config: Mapping[str, An
 
 
 def write_artifact(
-    folder: Path, *, facts: RunFacts, spec: InputSpec, model: nn.Module, metrics: Mapping[str, Any]
+    folder: Path,
+    *,
+    facts: RunFacts,
+    spec: InputSpec,
+    model: nn.Module,
+    metrics: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write everything but `fusion/` into `folder`, which exists and which nobody reads yet."""
+    """Write what is loaded and the metrics into `folder`, which exists and which nobody reads yet.
+
+    `extra` is kept in config.json, for people and for training; it must be JSON itself.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     written = {
         MODEL_TENSORS: tensor_bytes(tensors),
@@ -144,7 +155,7 @@ def write_artifact(
     for name, content in written.items():
         (folder / name).write_bytes(content)
     hashes = {name: _hash(content) for name, content in written.items() if name != METRICS}
-    config = {"format_version": FORMAT_VERSION, **asdict(facts), "files": hashes}
+    config = {**(extra or {}), "format_version": FORMAT_VERSION, **asdict(facts), "files": hashes}
     (folder / CONFIG).write_bytes(_json_bytes(config))
 
 

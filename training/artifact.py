@@ -13,8 +13,11 @@ from torch import nn
 from liber_feast.artifact import FUSION_FOLDER, RunFacts, write_artifact
 from liber_feast.errors import ArtifactError
 from liber_feast.fusion import AttentionFusion, save_fusion
+from training.curves import write_curves
 from training.data import SERVING_SERVICE, TRAINING_SERVICE, Samples
-from training.fit import FitOptions, FittedRun
+from training.fit import FittedRun
+from training.options import FitOptions
+from training.provenance import git_revision, versions
 
 
 def check_run_folder(folder: Path, *, overwrite: bool) -> None:
@@ -43,7 +46,20 @@ def export_run(
             extra = {"run": folder.name, "backbone": options.backbone, "seed": options.seed}
             version = save_fusion(fusion, whole / FUSION_FOLDER, encoder_version=samples.encoder_version, extra=extra)
         facts = run_facts(fitted, samples=samples, options=options, fusion_version=version)
-        write_artifact(whole, facts=facts, spec=fitted.spec, model=fitted.model, metrics=metrics)
+        write_artifact(
+            whole,
+            facts=facts,
+            spec=fitted.spec,
+            model=fitted.model,
+            metrics=metrics,
+            extra={
+                "options": {**options.to_json(), "backbone_config": dict(facts.backbone_config)},
+                "git_revision": git_revision(Path.cwd()),
+                "versions": versions(),
+            },
+        )
+        title = f"{options.backbone.rpartition(':')[2]}, {samples.features}, seed {options.seed}"
+        write_curves(whole, losses=fitted.losses, looks=fitted.looks, title=title)
     return metrics
 
 
