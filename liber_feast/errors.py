@@ -11,6 +11,7 @@ LiberError
 ├── PromptError                 a prompt template that cannot be used
 ├── MemoryFailure               the memory database is unusable or of another version
 ├── ArtifactError               a training run folder that cannot be used
+├── TrackingFailure             MLflow does not take what a fit logs
 ├── MissingExtra                a package of an extra is not installed
 ├── BackendRefused              an interest backend that no further call can succeed with: key, model, address
 ├── PartitionsFailed            some texts could not be had; everything else was done         exit code 3
@@ -116,6 +117,10 @@ class MemoryFailure(LiberError):
 
 class ArtifactError(LiberError):
     """A training run folder that is missing, incomplete or does not fit the store."""
+
+
+class TrackingFailure(LiberError):
+    """MLflow does not answer, or does not take what a fit logs."""
 
 
 class MissingExtra(LiberError, ImportError):
