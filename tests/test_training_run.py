@@ -17,7 +17,7 @@ from deltalake import DeltaTable, write_deltalake
 from feast import FeatureService, FeatureStore, FeatureView
 
 from liber_feast.artifact import Artifact, RunFacts, build_backbone, load_artifact
-from liber_feast.errors import ArtifactError, ConfigError, StoreNotReady
+from liber_feast.errors import ArtifactError, ConfigError, LiberError, StoreNotReady
 from liber_feast.fusion import load_fusion
 from tests.feature_repo_kit import copy_feature_repo, loaded_repo, materialized_repo
 from tests.test_training_fit import OPTIONS, SMALL, samples
@@ -26,10 +26,21 @@ from training import command
 from training.artifact import export_run, replaced_folder
 from training.backbones import backbone_reference
 from training.data import load_samples
-from training.fit import FittedRun, Prepared, fit, prepare
+from training.fit import FittedRun, Prepared, Progress, fit, prepare
+from training.options import read_config
+from training.provenance import git_revision, versions
+from training.run import FitBar
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = {"config.json", "inputs.json", "inputs.safetensors", "metrics.json", "model.safetensors"}
+FILES = {
+    "config.json",
+    "curves.json",
+    "curves.png",
+    "inputs.json",
+    "inputs.safetensors",
+    "metrics.json",
+    "model.safetensors",
+}
 SHORT = replace(OPTIONS, epochs=1)
 
 
@@ -94,9 +105,34 @@ def test_a_run_says_what_it_was_made_of(tmp_path: Path) -> None:
     metrics = json.loads((run.folder / "metrics.json").read_text())
     assert metrics["auc"] == fitted().test.auc
     assert metrics["train_count"] == 800
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["git_revision"] == git_revision(Path.cwd())
+    assert config["versions"] == versions()
+    curves = json.loads((run.folder / "curves.json").read_text())
+    assert curves["loss"] == fitted().losses.tolist()
+    assert max(curves["validation_auc"]) == fitted().validation.auc
 
 
-def test_a_run_folder_holds_json_and_safetensors_alone(tmp_path: Path) -> None:
+def test_a_fit_by_the_config_of_a_run_comes_to_the_same(tmp_path: Path) -> None:
+    config = read_config(exported(tmp_path / "din-liber").folder / "config.json")
+    assert config.features == "liber"
+    assert config.options.to_json() == {
+        **SHORT.to_json(),
+        "backbone_config": json.loads(json.dumps(asdict(fitted().model.config))),
+    }, "what was a default is written down as well"
+    again = fit(prepare(samples(), options=config.options), options=config.options)
+    np.testing.assert_array_equal(again.losses, fitted().losses)
+    np.testing.assert_array_equal(again.test_logits, fitted().test_logits)
+
+
+def test_a_run_whose_test_part_was_not_scored_has_no_figures_of_it(tmp_path: Path) -> None:
+    untested = fit(prepared(), options=SHORT, with_test=False)
+    metrics = export_run(untested, folder=tmp_path / "run", samples=samples(), options=SHORT)
+    assert not {"auc", "log_loss"} & metrics.keys()
+    assert metrics["validation_auc"] == fitted().validation.auc
+
+
+def test_a_run_folder_holds_json_safetensors_and_a_picture_alone(tmp_path: Path) -> None:
     folder = exported(tmp_path / "din-liber").folder
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == FILES | {"fusion/fusion.json", "fusion/fusion.safetensors"}
@@ -332,9 +368,9 @@ def test_a_service_of_sequences_alone_gives_samples(tmp_path: Path) -> None:
     assert "behavior_count" in found.table.column_names
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str, command_name: str = "fit") -> int:
     """Run `python -m training fit` in this process and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["training", "fit", *arguments])
+    monkeypatch.setattr(sys, "argv", ["training", command_name, *arguments])
     with pytest.raises(SystemExit) as ended:
         command.main()
     return int(ended.value.code or 0)
@@ -359,9 +395,61 @@ def test_the_command_fits_exports_and_ends_with_its_figures(
     assert run.spec.memory_width == (6 if features == "liber" else 0)
 
 
+def test_a_search_is_followed_by_the_fit_of_its_best_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    materialized_repo(tmp_path / "feature_repo")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--epochs", "1", "--batch-size", "16", "--learning-rate", "0.01", "--learning-rate", "0.001"]
+    assert run_command(monkeypatch, *arguments, command_name="search") == 0
+    shown = capsys.readouterr()
+    path = "runs/din-liber.search.json"
+    assert f"fit by the best of 2: python -m training fit --config {path}" in shown.out.splitlines()[-1]
+    assert len(shown.out.splitlines()) == 4, "a head, two points, what to do now"
+    assert "searching: best validation AUC" in shown.err
+    assert run_command(monkeypatch, *arguments, command_name="search") == 1
+    assert f"Error: {path} exists. Go on with --resume" in capsys.readouterr().err
+    assert run_command(monkeypatch, *arguments, "--resume", "--json", command_name="search") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [fit["point"]["learning_rate"] for fit in found["fits"]] == [0.01, 0.001]
+    assert run_command(monkeypatch, "--config", path, "--json") == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["validation_auc"] == found["best"]["validation_auc"]
+    assert figures["validation_auc"] == max(fit["validation_auc"] for fit in found["fits"])
+    assert not {"auc", "log_loss"} & found["best"].keys()
+
+
+def test_a_run_goes_on_from_its_checkpoint_and_leaves_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    materialized_repo(tmp_path / "feature_repo")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--features", "baseline", "--batch-size", "16", "--epochs", "1", "--json"]
+    assert run_command(monkeypatch, *arguments, "--run", "whole") == 0
+    whole = json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    def cut(_: FitBar, progress: Progress) -> None:
+        if progress.step == 2:
+            raise LiberError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FitBar, "step", cut)
+        assert run_command(monkeypatch, *arguments, "--run", "cut", "--checkpoint-every", "1") == 1
+    assert not (tmp_path / "cut").exists()
+    assert run_command(monkeypatch, *arguments, "--run", "cut") == 1
+    assert "Error: cut.checkpoint/state.safetensors exists: a fit of cut was cut off" in capsys.readouterr().err
+    assert run_command(monkeypatch, *arguments, "--run", "cut", "--resume", "--seed", "1") == 1
+    assert "seed was 0 and is 1 now" in capsys.readouterr().err.splitlines()[-1]
+    assert run_command(monkeypatch, *arguments, "--run", "cut", "--resume") == 0
+    resumed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (resumed["auc"], resumed["validation_auc"]) == (whole["auc"], whole["validation_auc"])
+    assert not (tmp_path / "cut.checkpoint").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--config", "no.json"], "Error: no.json cannot be read"),
         (["--backbone", "dinn"], "Error: backbone 'dinn' is unknown. Known: dcn"),
         (["--backbone", "json:loads"], "is no torch.nn.Module"),
         (["--repo", "nowhere"], "Error: nowhere: there is no feature_store.yaml"),

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +16,12 @@ from liber_feast.artifact import find_class
 from liber_feast.errors import LiberError
 from training.allocator import keep_freed_memory
 from training.backbones import BACKBONES, backbone_reference
-from training.fit import FitOptions
-from training.run import run_fit
+from training.options import FitConfig, FitOptions, read_config
+from training.run import run_fit, run_search
+from training.search import BATCH_SIZES, LEARNING_RATES, Outcome, best, grid
 
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-DEFAULTS = FitOptions()
+DEFAULTS = FitConfig(features="liber", options=FitOptions())
 
 
 class FeatureChoice(StrEnum):
@@ -36,6 +39,44 @@ class DeviceChoice(StrEnum):
     CUDA = "cuda"
 
 
+class PrecisionChoice(StrEnum):
+    """What a step multiplies in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+def default(name: str) -> str:
+    """Return the default of an option of a fit as `--help` shows it; none is set, so that a config file's counts."""
+    return str(getattr(DEFAULTS.options, name))
+
+
+Backbone = Annotated[
+    str | None, typer.Option(help=f"{', '.join(BACKBONES)}, or package.module:Class.", show_default="din")
+]
+FeatureOption = Annotated[
+    FeatureChoice | None, typer.Option(help="With or without LIBER features.", show_default=DEFAULTS.features)
+]
+Repo = Annotated[Path, typer.Option(help="The feature repo.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="Features and options of a run's config.json or a search's search.json; other flags go before."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Seed of the weights and of the order of samples.", min=0, show_default=default("seed")),
+]
+Epochs = Annotated[int | None, typer.Option(help="At most so many epochs.", min=1, show_default=default("epochs"))]
+Device = Annotated[DeviceChoice | None, typer.Option(help="Where to fit.", show_default=default("device"))]
+Precision = Annotated[
+    PrecisionChoice | None,
+    typer.Option(help="What steps multiply in; auto: bfloat16 on a GPU.", show_default=default("precision")),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+
+
 @cli.callback()
 def training() -> None:
     """Train a CTR backbone on the features of the store."""
@@ -44,38 +85,119 @@ def training() -> None:
 @cli.command(name="fit")
 def fit_command(
     *,
-    backbone: Annotated[str, typer.Option(help=f"{', '.join(BACKBONES)}, or package.module:Class.")] = "din",
-    features: Annotated[FeatureChoice, typer.Option(help="With or without LIBER features.")] = FeatureChoice.LIBER,
-    repo: Annotated[Path, typer.Option(help="The feature repo.")] = Path("feature_repo"),
+    backbone: Backbone = None,
+    features: FeatureOption = None,
+    repo: Repo = Path("feature_repo"),
     run: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/BACKBONE-FEATURES")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of samples.", min=0)] = DEFAULTS.seed,
-    epochs: Annotated[int, typer.Option(help="At most so many epochs.", min=1)] = DEFAULTS.epochs,
-    batch_size: Annotated[int, typer.Option(help="Samples per step.", min=2)] = DEFAULTS.batch_size,
-    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.", min=0)] = DEFAULTS.learning_rate,
-    device: Annotated[DeviceChoice, typer.Option(help="Where to fit.")] = DeviceChoice.AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
+    config: Config = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples per step.", min=2, show_default=default("batch_size"))
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Adam's learning rate.", min=0, show_default=default("learning_rate"))
+    ] = None,
+    device: Device = None,
+    precision: Precision = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between two checkpoints; 0: at every look at the validation part.", min=0),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint, if there is one.")] = False,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fit a backbone and export it as a run folder."""
-    reference = backbone_reference(backbone)
-    find_class(reference)
-    options = FitOptions(
-        backbone=reference,
+    chosen = choose(
+        config,
+        backbone=backbone,
+        features=features,
         seed=seed,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        device=device.value,
+        device=device,
+        precision=precision,
     )
     figures = run_fit(
         repo,
-        features=features.value,
-        folder=run or Path("runs") / f"{backbone.rpartition(':')[2].lower()}-{features.value}",
-        options=options,
+        features=chosen.features,
+        folder=run or Path("runs") / run_name(chosen),
+        options=chosen.options,
         overwrite=overwrite,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
         console=Console(stderr=True),
     )
     show(figures, as_json=as_json)
+
+
+@cli.command(name="search")
+def search_command(
+    *,
+    backbone: Backbone = None,
+    features: FeatureOption = None,
+    repo: Repo = Path("feature_repo"),
+    out: Annotated[
+        Path | None, typer.Option(help="What was found, as JSON.", show_default="runs/BACKBONE-FEATURES.search.json")
+    ] = None,
+    config: Config = None,
+    batch_sizes: Annotated[
+        list[int] | None, typer.Option("--batch-size", help="Samples per step; several times for several.", min=2)
+    ] = None,
+    learning_rates: Annotated[
+        list[float] | None, typer.Option("--learning-rate", help="Adam's learning rate, likewise.", min=0)
+    ] = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    device: Device = None,
+    precision: Precision = None,
+    jobs: Annotated[int, typer.Option(help="Fits at a time, each in a process of its own.", min=1)] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the fits that are done already.")] = False,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Search batch size and learning rate by validation AUC; the test part is never scored."""
+    base = choose(
+        config, backbone=backbone, features=features, seed=seed, epochs=epochs, device=device, precision=precision
+    )
+    path = out or Path("runs") / f"{run_name(base)}.search.json"
+    outcomes = run_search(
+        repo,
+        base=base,
+        points=grid(batch_sizes=batch_sizes or BATCH_SIZES, learning_rates=learning_rates or LEARNING_RATES),
+        path=path,
+        jobs=jobs,
+        overwrite=overwrite,
+        resume=resume,
+        console=Console(stderr=True),
+    )
+    show_search(outcomes, path=path, as_json=as_json)
+
+
+def choose(path: Path | None, *, backbone: str | None, features: str | None, **flags: Any) -> FitConfig:
+    """Return the features and options of a fit: the flags that are set, then the config file, then the defaults.
+
+    Raises:
+        ConfigError: a config file or backbone that cannot be used.
+    """
+    base = DEFAULTS if path is None else read_config(path)
+    options = replace(base.options, **{name: plain(value) for name, value in flags.items() if value is not None})
+    if backbone is not None and backbone_reference(backbone) != options.backbone:
+        options = replace(options, backbone=backbone_reference(backbone), backbone_config={})
+    find_class(options.backbone)
+    return FitConfig(features=base.features if features is None else plain(features), options=options)
+
+
+def plain(value: Any) -> Any:
+    """Return the value of a choice, and every other value as it is."""
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def run_name(chosen: FitConfig) -> str:
+    """Return the name that a run folder has by default."""
+    return f"{chosen.options.backbone.rpartition(':')[2].lower()}-{chosen.features}"
 
 
 def show(figures: dict[str, Any], *, as_json: bool) -> None:
@@ -99,6 +221,32 @@ def show(figures: dict[str, Any], *, as_json: bool) -> None:
     console = Console(width=120, soft_wrap=True)
     console.print(table)
     typer.echo(f"fitted {figures['train_count']:,} samples, tested on {figures['test_count']:,} -> {figures['run']}")
+
+
+def show_search(outcomes: Sequence[Outcome], *, path: Path, as_json: bool) -> None:
+    """Write the outcomes of a search to stdout, the best first: a table, or one JSON line."""
+    found = best(outcomes)
+    if as_json:
+        figures = {"search": str(path), "best": asdict(found), "fits": [asdict(outcome) for outcome in outcomes]}
+        typer.echo(json.dumps(figures))
+        return
+    table = Table(show_header=True, box=None, pad_edge=False)
+    for name in ("batch size", "learning rate", "validation AUC", "validation log loss", "epochs", "seconds"):
+        table.add_column(name)
+    for outcome in sorted(outcomes, key=lambda outcome: -(outcome.validation_auc or 0.0)):
+        point = (str(outcome.point.batch_size), f"{outcome.point.learning_rate:g}")
+        if outcome.failure is not None:
+            table.add_row(*point, outcome.failure)
+            continue
+        table.add_row(
+            *point,
+            f"{outcome.validation_auc:.4f}",
+            f"{outcome.validation_log_loss:.4f}",
+            f"{outcome.epochs:.1f}",
+            f"{outcome.seconds:.0f}",
+        )
+    Console(width=120, soft_wrap=True).print(table)
+    typer.echo(f"fit by the best of {len(outcomes)}: python -m training fit --config {path}")
 
 
 def main() -> None:
