@@ -103,28 +103,31 @@ def cluster_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def let_own(folder: Path) -> None:
-    """Give a folder to the user of a server of a test's own."""
-    if IS_ROOT:
-        shutil.chown(folder, SERVER_USER)
+@contextmanager
+def running_cluster(folder: Path) -> Iterator[PostgresCluster]:
+    """A PostgreSQL server in an empty folder; where none can run, the test is skipped."""
+    if program("initdb") is None or program("pg_ctl") is None:
+        pytest.skip("initdb and pg_ctl of PostgreSQL are not on the PATH")
+    cluster = PostgresCluster(folder=folder, port=free_port())
+    try:
+        if IS_ROOT:
+            shutil.chown(folder, SERVER_USER)
+        cluster.make()
+        cluster.start()
+    except (OSError, LookupError, subprocess.SubprocessError) as error:
+        pytest.skip(f"a PostgreSQL server of the test's own does not start here: {type(error).__name__}")
+    try:
+        yield cluster
+    finally:
+        if (folder / "data" / "postmaster.pid").exists():
+            cluster.stop()
 
 
 @pytest.fixture
 def postgres_cluster() -> Iterator[PostgresCluster]:
     """A running PostgreSQL server of the test's own."""
-    if program("initdb") is None or program("pg_ctl") is None:
-        pytest.skip("initdb and pg_ctl of PostgreSQL are not on the PATH")
-    with cluster_folder() as folder:
-        cluster = PostgresCluster(folder=folder, port=free_port())
-        try:
-            let_own(folder)
-            cluster.make()
-            cluster.start()
-        except (OSError, LookupError, subprocess.SubprocessError) as error:
-            pytest.skip(f"a PostgreSQL server of the test's own does not start here: {type(error).__name__}")
+    with cluster_folder() as folder, running_cluster(folder) as cluster:
         yield cluster
-        if (folder / "data" / "postmaster.pid").exists():
-            cluster.stop()
 
 
 @dataclass(kw_only=True)

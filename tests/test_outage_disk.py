@@ -192,13 +192,11 @@ def test_a_push_whose_online_store_has_no_room_is_taken_and_readable_once_it_has
 
 
 def test_a_postgresql_whose_disk_is_full_takes_nothing_by_halves_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
-    if services.program("initdb") is None:
-        pytest.skip("initdb of PostgreSQL is not on the PATH")
-    with services.cluster_folder() as folder, disk_of(folder, megabytes=128) as disk:
-        cluster = services.PostgresCluster(folder=folder, port=services.free_port())
-        services.let_own(folder)
-        cluster.make()
-        cluster.start()
+    with (
+        services.cluster_folder() as folder,
+        disk_of(folder, megabytes=128) as disk,
+        services.running_cluster(folder) as cluster,
+    ):
         memory = Memory.open(cluster.url, base=tmp_path)
         append_all(memory, [behavior(second, item="x" * 1_000) for second in range(100)])
         before, many = contents(memory), [behavior(second, item="x" * 1_000) for second in range(100, 3_000)]
@@ -211,4 +209,3 @@ def test_a_postgresql_whose_disk_is_full_takes_nothing_by_halves_and_goes_on_onc
         append_all(memory, many)
         assert len(contents(memory).behavior_ids("ann")) == 3_000
         memory.close()
-        cluster.stop()
