@@ -164,7 +164,7 @@ class RedisServer:
     def stop(self) -> None:
         """End the server at once."""
         if self._running is not None:
-            self._running.kill()
+            self._running.kill()  # which ends one that hangs, too
             self._running.wait(10)
             self._running = None
 

@@ -26,8 +26,10 @@ from hypothesis import strategies as st
 from liber_feast.errors import OnlineStoreAway, StoreFailure, StoreNotReady
 from liber_feast.online import FeastOnlineSink, FeastWriter, open_writer
 from liber_feast.online_values import EncodedRows, entity_keys
+from tests import services
 from tests.online_parts import BLOCKS, POSTGRES, forget_redis, row_table
 
+redis_server = services.redis_server
 TIME = 1_700_000_000_000_000
 SOURCE = FileSource(path="unused", timestamp_field="event_timestamp", created_timestamp_column="created_timestamp")
 OURS, THEIRS = "view", "attributes"
@@ -276,6 +278,24 @@ def test_a_store_that_does_not_answer_is_away_in_one_line_without_its_password(
         write(sink, "u1", 1)
     assert "\n" not in away.value.message
     assert "secret" not in away.value.message
+
+
+def test_a_redis_that_hangs_is_away_after_its_timeout_and_written_once_it_answers(
+    redis_server: services.RedisServer, tmp_path: Path
+) -> None:
+    connection_string = f"{redis_server.address},socket_timeout=0.3"
+    config = config_of({"type": "redis", "connection_string": connection_string}, tmp_path)
+    store, views = get_online_store_from_config(config.online_store), {OURS: view_named(OURS)}
+    sink = FeastOnlineSink(store=store, config=config, views=views)
+    online = Online(config=config, store=store, views=views)
+    write(sink, "u1", 1, number=1)
+    redis_server.hang(is_hanging=True)
+    with pytest.raises(OnlineStoreAway, match=r"Redis at 127.0.0.1:\d+, does not answer: Timeout"):
+        write(sink, "u1", 2, number=2)
+    redis_server.hang(is_hanging=False)
+    write(sink, "u1", 3, number=3)
+    assert online.read("u1")[1] == 3
+    sink.close()
 
 
 def test_a_connection_that_postgresql_ended_is_replaced(tmp_path: Path) -> None:
