@@ -4,9 +4,12 @@
 
 - a test keeps its files under tmp_path, asks for a free port, and has a schema of PostgreSQL or a project in Redis of
   its own (`services.py`, `online_parts.py`);
-- a feature repo is copied from one that was made once (`feature_repo_kit.py`), and BERT encodes a text once;
+- what takes long to make is made once per process and copied (`feature_repo_kit.py`, `folders.py`), and BERT encodes a
+  text once (`remembering_bert.py`);
 - a program of ours or of Feast, whose imports alone take seconds, is started where a process is what is tested, once
-  for each command; everywhere else its code is called.
+  for each command; everywhere else its code is called (`cli.main`, `feature_repo_kit.feast`);
+- any other process is forked from one that has imported what it needs (`processes.py`);
+- costly examples of hypothesis are few, and fewer in the quick tests (`examples.py`).
 """
 
 import os
