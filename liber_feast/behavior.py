@@ -58,12 +58,17 @@ class CheckedBehaviors:
 
     `table` has the columns user_id, item_id (both string or int64), rating (float64), event_timestamp
     (microseconds, UTC) and behavior_id (string), sorted by (event_timestamp, behavior_id), each
-    (user_id, behavior_id) once.
+    (user_id, behavior_id) once. `repeated` has the rows that were left out for one before them.
     """
 
     table: pa.Table
-    duplicate_count: int
+    repeated: pa.Table
     was_sorted: bool
+
+    @property
+    def duplicate_count(self) -> int:
+        """How many rows were left out."""
+        return len(self.repeated)
 
 
 def check_behaviors(
@@ -267,10 +272,11 @@ def canonical_order(table: pa.Table) -> CheckedBehaviors:
     order = _order(table)
     was_sorted = bool((order == np.arange(len(order))).all())
     ordered = table if was_sorted else table.take(pa.array(order))
-    repeated = _repeated(ordered)
-    if repeated.any():
-        ordered = ordered.filter(pa.array(~repeated))
-    return CheckedBehaviors(table=ordered, duplicate_count=int(repeated.sum()), was_sorted=was_sorted)
+    is_repeated = _repeated(ordered)
+    if not is_repeated.any():
+        return CheckedBehaviors(table=ordered, repeated=ordered.slice(0, 0), was_sorted=was_sorted)
+    once, repeated = ordered.filter(pa.array(~is_repeated)), ordered.filter(pa.array(is_repeated))
+    return CheckedBehaviors(table=once, repeated=repeated, was_sorted=was_sorted)
 
 
 def _order(table: pa.Table) -> NDArray[np.int64]:

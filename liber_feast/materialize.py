@@ -92,11 +92,11 @@ class Job:
             appended = self.memory.append(
                 checked.table,
                 condition=self.condition,
+                repeated=checked.repeated,
                 item_vectors=self.title_vectors if isinstance(self.condition, DriftCondition) else None,
                 pushed_time=pushed_time,
             )
         report.count_append(appended)
-        report.duplicate_count += checked.duplicate_count
         stream_metrics.record_append(appended)
         return appended
 

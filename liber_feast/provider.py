@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -58,7 +59,8 @@ class LiberProvider(PassthroughProvider):
             return
         pushed_time = utc_microseconds()
         with with_status():
-            rows = self._behaviors(feature_view, as_table(df, names=self._names(feature_view)))
+            names = self._names(feature_view)
+            rows = _named(as_table(df, names=names), names)
             self._check_columns(feature_view, rows)
             self.engine.push(self._registry, rows, view=feature_view, pushed_time=pushed_time)
 
@@ -96,7 +98,7 @@ class LiberProvider(PassthroughProvider):
         rows = table.select([name for name in table.column_names if not name.startswith("__index_level_")])
         if feature_view.tags.get(STAGE) == BEHAVIORS:
             with with_status():
-                self.engine.check(feature_view, self._behaviors(feature_view, rows))
+                self.engine.check(feature_view, _named(rows, self._names(feature_view)))
             rows = with_times(rows, name=self._source(feature_view).timestamp_field)
         super().ingest_df_to_offline_store(feature_view, rows)
 
@@ -117,12 +119,6 @@ class LiberProvider(PassthroughProvider):
 
     def _source(self, view: FeatureView) -> FileSource:
         return locate(view.batch_source, config=self.repo_config, view=view).source
-
-    def _behaviors(self, view: FeatureView, rows: pa.Table) -> pa.Table:
-        """Return pushed rows under the names of the behavior schema, their times parsed."""
-        mapping = self._names(view)
-        named = rows.rename_columns([mapping.get(name, name) for name in rows.column_names])
-        return with_times(named, name=EVENT_TIME)
 
     def _names(self, view: FeatureView) -> dict[str, str]:
         """Return the names of the behavior schema by the source's own, where they differ."""
@@ -149,6 +145,12 @@ class LiberProvider(PassthroughProvider):
                 column=name,
             )
         check_fit(rows, self._log)
+
+
+def _named(rows: pa.Table, names: Mapping[str, str]) -> pa.Table:
+    """Return pushed rows under the names of the behavior schema, their times parsed."""
+    named = rows.rename_columns([names.get(name, name) for name in rows.column_names])
+    return with_times(named, name=EVENT_TIME)
 
 
 def _refuse_unknown(config: RepoConfig) -> None:

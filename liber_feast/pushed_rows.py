@@ -32,7 +32,8 @@ def as_table(df: pd.DataFrame, *, names: Mapping[str, str]) -> pa.Table:
     Raises:
         InvalidBehaviors: a column is there twice, or cannot be read; the message names it.
     """
-    for name in df.columns[df.columns.duplicated()]:
+    if not df.columns.is_unique:
+        name = df.columns[df.columns.duplicated()][0]
         raise InvalidBehaviors(f"push: column {quoted(name)} is there twice. Push it once.", column=str(name))
     df = _of_one_type(df, names=names)
     try:
@@ -97,8 +98,8 @@ def quoted(name: object) -> str:
 
 def _of_one_type(df: pd.DataFrame, *, names: Mapping[str, str]) -> pd.DataFrame:
     """Refuse columns of behaviors whose objects are of more than one type; read times as pandas does."""
-    for place, name in enumerate(df.columns):
-        kind, ours = df.dtypes.iloc[place], names.get(str(name), name)
+    for name, kind in zip(df.columns, df.dtypes.array, strict=True):
+        ours = names.get(str(name), name)
         if not (isinstance(kind, np.dtype) and kind.hasobject) or ours not in OURS:
             continue
         found = pd.api.types.infer_dtype(df[name], skipna=True)

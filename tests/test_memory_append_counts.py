@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from liber_feast.behavior import Behavior
+from liber_feast.behavior import Behavior, RatingScale, check_behaviors
 from liber_feast.condition import TimeCondition
 from liber_feast.memory import Appended, Memory
 from liber_feast.memory.clock import now_us
@@ -36,6 +36,18 @@ def test_a_user_waits_from_the_first_seal_on_and_is_numbered_anew_by_every_furth
     assert every[0] == ("ann", 2, 5, 0, "w", 1)
     assert [row[0] for row in every] == ["ann", "bob"]
     assert every[1][1] == 1
+
+
+def test_what_a_source_has_twice_counts_as_if_it_had_come_in_two_appends() -> None:
+    stream = [behavior(1), behavior(2), behavior(2), behavior(1, user="bob"), behavior(2)]
+    at_once, one_by_one = new_memory(), new_memory()
+    checked = check_behaviors(table_of(stream), scale=RatingScale(), now=datetime.now(UTC))
+    appended = at_once.append(checked.table, condition=TWO, repeated=checked.repeated)
+    assert (appended.duplicate_count, appended.behavior_count) == (2, 3)
+    for one in stream:
+        append_all(one_by_one, [one])
+    for memory in (at_once, one_by_one):
+        assert rows_of(memory, users, "behavior_count", "duplicate_count") == [("ann", 2, 2), ("bob", 1, 0)]
 
 
 def test_partitions_keep_when_the_push_came_that_filled_them() -> None:

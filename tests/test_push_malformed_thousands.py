@@ -71,6 +71,8 @@ class Target:
     watch: sqlite3.Connection
     expected: dict[Key, float] = field(default_factory=dict)
     """The ratings of all that was taken."""
+    row_count: int = 0
+    """Rows of what was taken, those that came again included."""
     outcomes: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -106,6 +108,7 @@ class Target:
             self.outcomes["refused"] += 1
             return False
         self.outcomes["taken"] += 1
+        self.row_count += len(rows)
         for key, rating in self.keys(rows).items():
             self.expected.setdefault(key, rating)
         return True
@@ -157,7 +160,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     store.push("behavior_push", first)
     watch = sqlite3.connect(repo / "data" / "memory.db")
     target = Target(repo=repo, store=store, with_ids=request.param, watch=watch)
-    target.expected |= target.keys(first)
+    target.expected, target.row_count = dict(target.keys(first)), len(first)
     yield target
     watch.close()
     kit.close(store)
@@ -177,6 +180,8 @@ def test_thousands_of_malformed_frames_are_refused_by_name_or_taken_whole(
         taken += target.send(drawn(source, with_ids=target.with_ids), target.provide)
     assert COUNTS["provider"] / 5 < taken < COUNTS["provider"] / 2
     assert target.known() == target.expected
+    facts = repo_status(target.repo)
+    assert facts["behaviors"] + facts["duplicate_behaviors"] == target.row_count
     assert [one.getMessage() for one in caplog.records if one.name.startswith("liber_feast")] == []
     see_that_it_is_sound(target.job.memory)
 

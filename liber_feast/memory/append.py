@@ -89,6 +89,7 @@ def append(
     table: pa.Table,
     *,
     condition: Condition,
+    repeated: pa.Table | None = None,
     item_vectors: VectorsOf | None = None,
     pushed_time: int | None = None,
 ) -> Appended:
@@ -110,7 +111,8 @@ def append(
         "tied_count": _is_tied(connection, rows, cached=cached, states=states),
     }
     states.count(flags, rows.user_key, now=now)
-    states.add("duplicate_count", sent.user_key[is_known])
+    duplicates = np.concatenate([sent.user_key[is_known], _keys_of(repeated, states)])
+    states.add("duplicate_count", duplicates)
     _place_late(rows, flags["late_count"], cached=cached, states=states)
     every = ordered(joined(cached, rows))
     ordinals = _ordinals(every, condition=condition, item_vectors=item_vectors)
@@ -119,7 +121,7 @@ def append(
     user_states.keep(connection, states)
     return Appended(
         **{name: int(is_one.sum()) for name, is_one in flags.items()},
-        duplicate_count=int(is_known.sum()),
+        duplicate_count=len(duplicates),
         forgotten_count=forgotten_count,
         sealed_count=sealed_count,
         user_keys=tuple(np.unique(sent.user_key).tolist()),
@@ -199,6 +201,13 @@ def _sent(connection: sa.Connection, table: pa.Table) -> tuple[UserStates, Behav
     keys = dict(zip(states.user_id, states.user_key.tolist(), strict=True))
     codes = np.array([keys[user] for user in user_ids], np.int64)
     return states, sent_rows(table, codes[encoded.indices.to_numpy()])
+
+
+def _keys_of(repeated: pa.Table | None, states: UserStates) -> Ints:
+    """Return the keys of the users of rows that were left out, of those users who have a state."""
+    keys = dict(zip(states.user_id, states.user_key.tolist(), strict=True))
+    ids = repeated[USER].to_pylist() if repeated is not None else []
+    return np.array([keys[user] for user in map(str, ids) if user in keys], np.int64)
 
 
 def _is_known(connection: sa.Connection, rows: BehaviorRows, states: UserStates) -> Flags:

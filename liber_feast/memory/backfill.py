@@ -87,19 +87,18 @@ def append_in_groups(
         checked = _Checked(check)
         spill = _Spill(folder=folder, files=files)
         buckets = spill.buckets(checked.tables(tables), level=0)
-        total = Appended(duplicate_count=checked.duplicate_count)
+        total = Appended()
         for group in spill.groups(buckets, batch=batch):
             rows = canonical_order(group)
-            appended = memory.append(rows.table, condition=condition, item_vectors=item_vectors)
-            total = total.plus(appended).plus(Appended(duplicate_count=rows.duplicate_count))
+            appended = memory.append(rows.table, condition=condition, repeated=rows.repeated, item_vectors=item_vectors)
+            total = total.plus(appended)
     return total
 
 
 class _Checked:
-    """Checks tables one after the other, as parts of one; `duplicate_count` counts those within a table."""
+    """Checks tables one after the other, as parts of one; rows that are there twice stay, to be counted by user."""
 
     def __init__(self, check: Callable[[pa.Table], CheckedBehaviors]) -> None:
-        self.duplicate_count = 0
         self._check = check
 
     def tables(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -117,8 +116,7 @@ class _Checked:
                 continue
             schema = schema or checked.table.schema
             _refuse_another_type(checked.table, schema, first_row=first_row - len(table))
-            self.duplicate_count += checked.duplicate_count
-            yield checked.table
+            yield pa.concat_tables([checked.table, checked.repeated])
 
 
 def _refuse_another_type(table: pa.Table, schema: pa.Schema, *, first_row: int) -> None:

@@ -217,12 +217,14 @@ class Memory:
         table: pa.Table,
         *,
         condition: Condition,
+        repeated: pa.Table | None = None,
         item_vectors: VectorsOf | None = None,
         pushed_time: int | None = None,
     ) -> Appended:
         """Append a canonical behavior table (`check_behaviors`) and seal the partitions it fills.
 
-        A behavior whose id its user has is a duplicate and changes nothing. One whose place in time was
+        A behavior whose id its user has is a duplicate and changes nothing; `repeated` are those of the same source
+        that were left out for one in `table`, which count as duplicates, too. One whose place in time was
         sealed before is late: it joins the end of the current cache. `pushed_time` is when the push came that
         brought it, microseconds; None: it was materialized. Where the answer to a commit was lost, it is done again
         and all of it counts as duplicates.
@@ -238,7 +240,14 @@ class Memory:
             item_vectors = encoded_before(item_vectors, items)
 
         def work(connection: sa.Connection) -> Appended:
-            return append(connection, table, condition=condition, item_vectors=item_vectors, pushed_time=pushed_time)
+            return append(
+                connection,
+                table,
+                condition=condition,
+                repeated=repeated,
+                item_vectors=item_vectors,
+                pushed_time=pushed_time,
+            )
 
         return self.retrying(work, what="append")
 
