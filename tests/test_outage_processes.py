@@ -63,6 +63,9 @@ def lines_of(path: Path) -> list[str]:
 def be_worker(repo: Path, log: Path) -> None:
     """Be one of the processes that `liber worker` starts; what it says goes to `log`."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), sys.stderr.fileno())
+    # The server that forks processes has imported the program `feast`, which lets every logger speak; `liber` does not.
+    logging.getLogger().handlers.clear()
+    logging.getLogger().setLevel(logging.WARNING)
     run_worker(partial(job_of, repo))
 
 
