@@ -6,7 +6,8 @@ import torch
 from liber_feast.inputs import InputShape
 from tests.backbone_parts import SMALL, batch_of, randomize, small
 from training.backbones import BACKBONES
-from training.backbones.embedding import Batch, FieldEmbedding, InputEmbedding
+from training.backbones.embedding import Batch, InputEmbedding
+from training.backbones.fields import FieldEmbedding
 from training.backbones.linear import LinearTerm
 
 pytestmark = pytest.mark.usefixtures("one_thread")

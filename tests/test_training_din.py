@@ -14,7 +14,7 @@ from liber_feast.inputs import InputSpec
 from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, WIDTH, sample_table
 from training.backbones.attention import DINAttention
 from training.backbones.din import DIN, DINConfig
-from training.backbones.embedding import FieldEmbedding
+from training.backbones.fields import FieldEmbedding
 from training.backbones.layers import Dice
 from training.fit_inputs import InputOptions, fit_inputs
 

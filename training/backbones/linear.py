@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from liber_feast.inputs import InputShape
-from training.backbones.embedding import INITIAL_DEVIATION, Batch, FieldEmbedding
+from training.backbones.embedding import Batch
+from training.backbones.fields import INITIAL_DEVIATION, FieldEmbedding
 
 
 class LinearTerm(nn.Module):
