@@ -129,6 +129,8 @@ def test_without_the_auxiliary_loss_there_is_no_network_for_it() -> None:
 class OneBatch:
     """The samples of a fit that are one batch, of which half are likes."""
 
+    device = torch.device("cpu")
+
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
 
