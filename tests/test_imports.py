@@ -19,7 +19,7 @@ PACKAGES = ("liber_feast", "training", "serving")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 PURE = {
-    *("answer", "behavior", "budget", "errors", "inputs", "interest", "partition", "pit", "prompt"),
+    *("answer", "behavior", "budget", "errors", "evidence", "inputs", "interest", "partition", "pit", "prompt"),
     *("llm.backoff", "llm.chat", "llm.extractive", "llm.fit", "llm.rate_limit"),
 }
 LIGHT = {*sys.stdlib_module_names, "click", "numpy", "pyarrow", "liber_feast"}
