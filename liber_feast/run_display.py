@@ -115,13 +115,13 @@ def _served(port: int | None) -> Iterator[None]:
 
 @contextmanager
 def _refreshed(show: Callable[[], None], *, every_s: float) -> Iterator[None]:
-    is_over = Event()
+    is_over, refresh = Event(), _Refresh(show)
 
     def refresh_often() -> None:
         seconds = 0.0
         while not is_over.wait(max(every_s, SHARE * seconds)):
             start = time.monotonic()
-            _refresh(show)
+            refresh()
             seconds = time.monotonic() - start
 
     thread = Thread(target=refresh_often, name="metrics", daemon=True)
@@ -131,17 +131,33 @@ def _refreshed(show: Callable[[], None], *, every_s: float) -> Iterator[None]:
     finally:
         is_over.set()
         thread.join()
-        _refresh(show)
+        refresh()
 
 
-def _refresh(show: Callable[[], None]) -> None:
-    """Count and write once; no run ends because its metrics cannot be shown."""
-    try:
-        show()
-    except LiberError as error:
-        logger.warning("metrics: %s", error.message)
-    except SQLAlchemyError as error:
-        logger.warning("metrics: the memory cannot be read (%s)", type(error).__name__)
+class _Refresh:
+    """Counts and writes once a call; no run ends because its metrics cannot be shown.
+
+    Why they cannot is said once, and again only after they could.
+    """
+
+    def __init__(self, show: Callable[[], None]) -> None:
+        self._show = show
+        self._is_failing = False
+
+    def __call__(self) -> None:
+        try:
+            self._show()
+        except LiberError as error:
+            self._say(error.message)
+        except SQLAlchemyError as error:
+            self._say(f"the memory cannot be read ({type(error).__name__})")
+        else:
+            self._is_failing = False
+
+    def _say(self, why: str) -> None:
+        if not self._is_failing:
+            logger.warning("metrics: %s", why)
+        self._is_failing = True
 
 
 @contextmanager

@@ -126,7 +126,10 @@ def test_a_postgresql_that_goes_away_twice_loses_and_pays_nothing_twice(
         assert [process.exitcode for process in (*producers, *workers)] == [0] * (len(producers) + WORKERS)
     said = [line for log in logs for line in lines_of(log)]
     assert any(line.startswith("Warning: The memory ") and " does not answer: " in line for line in said)
-    assert not [line for line in said if not line.startswith(("Warning: ", "users=", "worker "))]
+    assert not [
+        line for line in said if not line.startswith(("Warning: ", "users=", "worker ", "metrics: The memory "))
+    ]
+    assert max(sum(line.startswith("metrics: ") for line in lines_of(log)) for log in logs) <= 2, "once an outage"
     found, expected = stores_of(repo, list(data)), stores_of(reference, list(data))
     assert found == expected
     assert (found["unfinished"], found["waiting"]) == (0, 0)

@@ -144,8 +144,20 @@ def test_a_run_goes_on_where_its_metrics_cannot_be_shown(error: Exception, caplo
     counted = Counted(error=error)
     with exposed_metrics(port=None, textfile=None, count_pending=counted, every_s=0.02):
         wait_until(lambda: counted.count > 2)
+    assert len(caplog.messages) == 1, "it is said once"
     assert caplog.messages[0].startswith("metrics: ")
     assert "u-17" not in caplog.text
+
+
+def test_why_metrics_cannot_be_shown_is_said_again_after_they_could(caplog: pytest.LogCaptureFixture) -> None:
+    counted = Counted()
+    with exposed_metrics(port=None, textfile=None, count_pending=counted, every_s=0.01):
+        for times in (1, 2):
+            counted.error = RetryableError("The memory is locked.")
+            wait_until(lambda: len(caplog.messages) == times)  # noqa: B023
+            counted.error, before = None, counted.count
+            wait_until(lambda: counted.count > before + 1)  # noqa: B023
+    assert caplog.messages == ["metrics: The memory is locked."] * 2
 
 
 def test_a_port_that_another_command_has_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
