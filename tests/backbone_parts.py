@@ -21,6 +21,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "fibinet": COMMON,
     "din": {**COMMON, "attention_hidden": (8,)},
     "dien": {**COMMON, "auxiliary_hidden": (6, 4)},
+    "sim": {**COMMON, "window": 3, "found": 4, "attention_width": 6, "age_width": 2, "attention_hidden": (8,)},
+    "eta": {**COMMON, "window": 3, "found": 2, "attention_width": 6, "hash_bits": 16},
 }
 """The config of a small one of each backbone."""
 OF_FIELDS = ("dcn", "deepfm", "xdeepfm", "autoint", "fibinet")

@@ -121,7 +121,7 @@ def test_the_loss_is_weighted_seeded_and_leaves_the_logits_alone() -> None:
 def test_without_the_auxiliary_loss_there_is_no_network_for_it() -> None:
     model, batch = small("dien", auxiliary_weight=0.0), batch_of()
     assert not [name for name in model.state_dict() if name.startswith("auxiliary")]
-    found, added = forward_with_loss(model, batch)
+    found, added = forward_with_loss(model, batch, labels_B=torch.zeros(64))
     assert torch.equal(found, model(batch))
     assert added == 0
 
@@ -148,8 +148,9 @@ def test_a_step_minimizes_what_the_backbone_adds_with_the_rest(name: str) -> Non
     torch.manual_seed(35)
     loss = take_step(model, optimizer=optimizer, samples=samples, rows=np.arange(64))
     torch.manual_seed(35)
-    found, added = forward_with_loss(model.train(), samples.batch(np.arange(64)))
-    expected = F.binary_cross_entropy_with_logits(found, samples.labels(np.arange(64))) + added
+    labels = samples.labels(np.arange(64))
+    found, added = forward_with_loss(model.train(), samples.batch(np.arange(64)), labels_B=labels)
+    expected = F.binary_cross_entropy_with_logits(found, labels) + added
     torch.testing.assert_close(loss, expected)
     assert (name == "dien") == isinstance(added, Tensor)
 
@@ -182,6 +183,6 @@ def test_a_module_without_a_loss_of_its_own_adds_none() -> None:
             return batch["dense"].sum(dim=1)
 
     batch = batch_of()
-    found, added = forward_with_loss(Plain(), batch)
+    found, added = forward_with_loss(Plain(), batch, labels_B=torch.zeros(64))
     assert torch.equal(found, batch["dense"].sum(dim=1))
     assert added == 0

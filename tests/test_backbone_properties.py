@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.backbone_parts import LENGTH, OF_FIELDS, SMALL, batch_of, randomize, small, spec
-from training.backbones import BACKBONES
+from training.backbones import BACKBONES, LONG_HISTORY
 from training.backbones.embedding import HISTORY, Batch
 from training.backbones.loss import forward_with_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERY = pytest.mark.parametrize("name", BACKBONES)
+LABELS = torch.arange(64) % 2 * 1.0
 
 
 def randomized(name: str, **config: Any) -> Any:
@@ -34,8 +35,9 @@ def without_history(batch: Batch) -> Batch:
     return batch | {name: torch.zeros_like(batch[name]) for name in HISTORY}
 
 
-def test_all_seven_are_there() -> None:
-    assert list(BACKBONES) == ["dcn", "deepfm", "xdeepfm", "autoint", "fibinet", "din", "dien"]
+def test_all_seven_are_there_and_the_two_that_search() -> None:
+    seven = ["dcn", "deepfm", "xdeepfm", "autoint", "fibinet", "din", "dien"]
+    assert list(BACKBONES) == [*seven, "sim", "eta"] == [*seven, *LONG_HISTORY]
     assert SMALL.keys() == BACKBONES.keys()
 
 
@@ -69,7 +71,7 @@ def test_samples_without_behaviors_have_finite_logits_and_losses(name: str) -> N
     model, batch = randomized(name), without_history(batch_of())
     logits(model, batch)
     model.train()
-    found, added = forward_with_loss(model, batch)
+    found, added = forward_with_loss(model, batch, labels_B=LABELS)
     loss = F.binary_cross_entropy_with_logits(found, torch.ones_like(found)) + added
     loss.backward()
     assert loss.isfinite()
@@ -93,8 +95,8 @@ def test_a_gradient_reaches_every_weight(name: str, memory: bool) -> None:
     model = small(name, shape=spec(memory=memory).shape, activation="prelu").train()
     randomize(model)
     batch = batch_of(memory=memory)
-    found, added = forward_with_loss(model, batch)
-    (F.binary_cross_entropy_with_logits(found, torch.arange(64) % 2 * 1.0) + added).backward()
+    found, added = forward_with_loss(model, batch, labels_B=LABELS)
+    (F.binary_cross_entropy_with_logits(found, LABELS) + added).backward()
     unreached = [
         weight_name
         for weight_name, weight in model.named_parameters()
@@ -140,7 +142,7 @@ def test_a_step_in_bfloat16_is_finite_and_near_that_in_float32(name: str) -> Non
     whole = logits(model, batch)
     model.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, added = forward_with_loss(model, batch)
+        found, added = forward_with_loss(model, batch, labels_B=LABELS)
         loss = F.binary_cross_entropy_with_logits(found.float(), torch.ones(64)) + added
     loss.backward()
     assert loss.isfinite()

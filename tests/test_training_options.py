@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from liber_feast.errors import ConfigError
+from training.backbones import BACKBONES
+from training.command import choose
 from training.options import FitOptions, options_from, read_config
 
 CHANGED = FitOptions(
@@ -49,6 +51,20 @@ def test_an_option_that_cannot_be_used_is_named_in_one_line(name: str, value: ob
         options_from({name: value}, source="run/config.json")
     assert error.value.message.startswith("run/config.json: option")
     assert "\n" not in error.value.message
+
+
+def test_a_backbone_that_searches_gets_its_long_history_unless_another_was_chosen(tmp_path: Path) -> None:
+    def length(*, given: int | None = None, of_config: int | None = None, backbone: str = "sim") -> int:
+        path = tmp_path / "config.json"
+        options = FitOptions() if of_config is None else FitOptions(sequence_length=of_config)
+        path.write_text(json.dumps({"features": "baseline", "options": options.to_json()}))
+        chosen = choose(path, backbone=backbone, features=None, sequence_length=given).options
+        assert chosen.backbone == BACKBONES[backbone]
+        return chosen.sequence_length
+
+    assert (length(), length(backbone="eta"), length(backbone="dien")) == (300, 300, 20)
+    assert length(given=40) == 40
+    assert length(of_config=50) == length(of_config=50, backbone="din") == 50
 
 
 def test_a_learning_rate_may_be_an_integer() -> None:

@@ -15,7 +15,14 @@ from rich.table import Table
 from liber_feast.artifact import find_class
 from liber_feast.errors import LiberError
 from training.allocator import keep_freed_memory
-from training.backbones import BACKBONES, backbone_reference
+from training.backbones import (
+    BACKBONES,
+    HISTORY_LENGTH,
+    LONG_HISTORY,
+    LONG_HISTORY_LENGTH,
+    backbone_reference,
+    history_length,
+)
 from training.options import FitConfig, FitOptions, read_config
 from training.run import run_fit, run_search
 from training.search import BATCH_SIZES, LEARNING_RATES, Outcome, best, grid
@@ -73,6 +80,14 @@ Precision = Annotated[
     PrecisionChoice | None,
     typer.Option(help="What steps multiply in; auto: bfloat16 on a GPU.", show_default=default("precision")),
 ]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(
+        help="Recent behaviors that the backbone sees, of those that the store keeps (`sequence.length`).",
+        min=1,
+        show_default=f"{HISTORY_LENGTH}; {LONG_HISTORY_LENGTH} for {' and '.join(LONG_HISTORY)}",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
 
@@ -98,6 +113,7 @@ def fit_command(
     learning_rate: Annotated[
         float | None, typer.Option(help="Adam's learning rate.", min=0, show_default=default("learning_rate"))
     ] = None,
+    sequence_length: SequenceLength = None,
     device: Device = None,
     precision: Precision = None,
     checkpoint_every: Annotated[
@@ -117,6 +133,7 @@ def fit_command(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        sequence_length=sequence_length,
         device=device,
         precision=precision,
     )
@@ -151,6 +168,7 @@ def search_command(
     ] = None,
     seed: Seed = None,
     epochs: Epochs = None,
+    sequence_length: SequenceLength = None,
     device: Device = None,
     precision: Precision = None,
     jobs: Annotated[int, typer.Option(help="Fits at a time, each in a process of its own.", min=1)] = 1,
@@ -160,7 +178,14 @@ def search_command(
 ) -> None:
     """Search batch size and learning rate by validation AUC; the test part is never scored."""
     base = choose(
-        config, backbone=backbone, features=features, seed=seed, epochs=epochs, device=device, precision=precision
+        config,
+        backbone=backbone,
+        features=features,
+        seed=seed,
+        epochs=epochs,
+        sequence_length=sequence_length,
+        device=device,
+        precision=precision,
     )
     path = out or Path("runs") / f"{run_name(base)}.search.json"
     outcomes = run_search(
@@ -183,11 +208,20 @@ def choose(path: Path | None, *, backbone: str | None, features: str | None, **f
         ConfigError: a config file or backbone that cannot be used.
     """
     base = DEFAULTS if path is None else read_config(path)
-    options = replace(base.options, **{name: plain(value) for name, value in flags.items() if value is not None})
+    options = base.options
     if backbone is not None and backbone_reference(backbone) != options.backbone:
-        options = replace(options, backbone=backbone_reference(backbone), backbone_config={})
+        options = with_backbone(options, reference=backbone_reference(backbone))
+    options = replace(options, **{name: plain(value) for name, value in flags.items() if value is not None})
     find_class(options.backbone)
     return FitConfig(features=base.features if features is None else plain(features), options=options)
+
+
+def with_backbone(options: FitOptions, *, reference: str) -> FitOptions:
+    """Return the options with another backbone, its default config and, unless it was chosen, its length of history."""
+    length = options.sequence_length
+    if length == history_length(options.backbone):
+        length = history_length(reference)
+    return replace(options, backbone=reference, backbone_config={}, sequence_length=length)
 
 
 def plain(value: Any) -> Any:

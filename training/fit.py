@@ -288,8 +288,9 @@ def take_step(
     """
     model.train()
     with torch.autocast(samples.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-        logits, added = forward_with_loss(model, samples.batch(rows))
-    loss = F.binary_cross_entropy_with_logits(logits.float(), samples.labels(rows)) + added
+        labels = samples.labels(rows)
+        logits, added = forward_with_loss(model, samples.batch(rows), labels_B=labels)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), labels) + added
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch
     optimizer.step()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from liber_feast.errors import ConfigError, one_line
+from training.backbones import HISTORY_LENGTH
 from training.data import Features
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -36,7 +37,8 @@ class FitOptions:
     """How often an epoch looks at the validation part."""
     patience: int = 4
     """Looks without a better validation AUC before the fit stops."""
-    sequence_length: int = 20
+    sequence_length: int = HISTORY_LENGTH
+    """Recent behaviors that the backbone sees; those that search a long history want `history_length`."""
     user_id: bool = False
     fused_width: int = 32
     device: Device = "auto"

@@ -10,7 +10,18 @@ BACKBONES = {
     "fibinet": "training.backbones.fibinet:FiBiNet",
     "din": "training.backbones.din:DIN",
     "dien": "training.backbones.dien:DIEN",
+    "sim": "training.backbones.sim:SIM",
+    "eta": "training.backbones.eta:ETA",
 }
+LONG_HISTORY = ("sim", "eta")
+"""Those that search a history longer than others see: baselines of the field beside the seven of LIBER's table."""
+HISTORY_LENGTH, LONG_HISTORY_LENGTH = 20, 300
+"""Behaviors that a backbone sees by default, and that one of `LONG_HISTORY` sees."""
+
+
+def history_length(reference: str) -> int:
+    """Return how many behaviors the backbone `module:Class` sees by default."""
+    return LONG_HISTORY_LENGTH if reference in [BACKBONES[name] for name in LONG_HISTORY] else HISTORY_LENGTH
 
 
 def backbone_reference(name: str) -> str:
