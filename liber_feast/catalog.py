@@ -36,13 +36,13 @@ class FeastCatalog:
     def items(self, item_ids: Iterable[str]) -> Mapping[str, Item]:
         """Return every item asked for, as it is now; one without attributes has its id alone."""
         versions = self._items.versions()
-        return {item_id: _item(item_id, _row_at(versions.get(item_id), NOW)) for item_id in item_ids}
+        return {item_id: described_item(item_id, _row_at(versions.get(item_id), NOW)) for item_id in item_ids}
 
     def items_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Item]:
         """Return items by (id, microseconds since 1970 UTC), as they were then."""
         versions, found = self._items.versions(), {}
         for item_id, time in wanted:
-            found[item_id, time] = _item(item_id, _row_at(versions.get(item_id), time))
+            found[item_id, time] = described_item(item_id, _row_at(versions.get(item_id), time))
         return found
 
     def profiles_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
@@ -110,7 +110,8 @@ def _version(location: Location) -> object:
     return None
 
 
-def _item(item_id: str, row: Mapping[str, Any]) -> Item:
+def described_item(item_id: str, row: Mapping[str, Any]) -> Item:
+    """Return an item as a row of the item source describes it; an empty row knows nothing of it."""
     known = {TITLE, CATEGORIES, PERIOD}
     categories = row.get(CATEGORIES) or ()
     texts = {name: value for name, value in row.items() if isinstance(value, str) and value}
