@@ -87,8 +87,9 @@ def run_quickstart(
     steps = Steps()
     _load(steps, data, repo=repo, users=users, behaviors=behaviors)
     window = json.loads((repo / "data" / DESCRIPTION).read_text(encoding="utf-8"))
-    steps.run("apply", [_script("feast"), "apply"], cwd=repo, is_json=False)
-    steps.run("materialize", [_script("feast"), "materialize", window["start"], window["end"]], cwd=repo, is_json=False)
+    feast = script_of("feast")
+    steps.run("apply", [feast, "apply"], cwd=repo, is_json=False)
+    steps.run("materialize", [feast, "materialize", window["start"], window["end"]], cwd=repo, is_json=False)
     fits = {features: _fit(steps, features, repo=repo, runs=runs) for features in FITS}
     steps.run("fuse", [*_liber(), "fuse", str(runs / "din-liber"), "--repo", str(repo), "--json"])
     scored = _serve_and_score(steps, repo=repo, model=runs / "din-liber")
@@ -235,11 +236,11 @@ def _ranking(scores: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _liber() -> list[str]:
-    own = Path(_script("liber"))
+    own = Path(script_of("liber"))
     return [str(own)] if own.is_absolute() else [sys.executable, "-m", "liber_feast.cli"]
 
 
-def _script(name: str) -> str:
+def script_of(name: str) -> str:
     """Return a command of this Python's own environment, which need not be on the PATH."""
     own = Path(sys.executable).parent / name
     return str(own) if own.exists() else name

@@ -1,7 +1,8 @@
 """One training run or one search: samples, fits, what is written, with a progress bar on stderr."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,13 @@ class FitBar:
     def stage(self, name: str) -> None:
         """Say what is done now, of unknown length."""
         self._bar.update(self._task, description=name)
+
+    @contextmanager
+    def counting(self, name: str, count: int) -> Iterator[Callable[[int], None]]:
+        """Show `name` and how much of `count` is done; what it gives is called with how much more is."""
+        self._bar.update(self._task, description=name, completed=0, total=count)
+        yield lambda more: self._bar.advance(self._task, more)
+        self._bar.update(self._task, completed=0, total=None)
 
     def outcomes(self, outcomes: Sequence[Outcome], *, count: int) -> None:
         """Show how much of a search of `count` fits is done."""
