@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from liber_feast.errors import ArtifactError, ConfigError, StoreNotReady
+from liber_feast.errors import ArtifactError, ConfigError, LiberError, StoreNotReady
 from liber_feast.fusion import AttentionFusion
 from liber_feast.interest import Item
 from tests import feature_repo_kit as kit
@@ -26,9 +26,9 @@ from training.ablate import FILE, VARIANTS, Ablation, Figures, ablate, partition
 from training.ablation_report import PICTURE, TABLE, markdown, write_report
 from training.data import Samples, load_samples
 from training.history_texts import Written, plan_texts, requests, with_texts, write_texts
+from training.knowledge_texts import TextFile
 from training.memory_variants import mean_pooled, without_shift
 from training.options import FitOptions
-
 
 OPTIONS = FitOptions(backbone_config=SMALL, batch_size=16, epochs=1, fused_width=4, device="cpu")
 QUIET = Console(quiet=True)
@@ -262,9 +262,19 @@ def test_a_repo_without_the_tables_of_liber_load_has_no_other_sizes(tmp_path: Pa
         run(tmp_path / "out", "partition_2", repo=other)
 
 
-def test_a_call_that_was_made_again_is_counted() -> None:
-    learner = kit.WatchedLearner()
+def test_a_text_is_asked_for_once_whatever_becomes_of_the_run(tmp_path: Path) -> None:
+    learner = kit.WatchedLearner(limit=2)
+    file = TextFile(tmp_path, model=learner.model, prompt_version=learner.prompt_version)
     samples = samples_of(sample_table(count=60, users=4), features="baseline")
     plan = plan_texts(samples, every=4, last=None)
-    written = write_texts(requests(plan, samples, catalog=NamedItems()), learner=learner)
-    assert written.call_count == learner.call_count == len(written.texts) == len(plan.starts)
+
+    def write() -> Written:
+        return write_texts(requests(plan, samples, catalog=NamedItems()), learner=learner, file=file)
+
+    with pytest.raises(LiberError, match="does not answer"):
+        write()
+    learner.limit = None
+    written = write()
+    assert written.call_count == learner.call_count == len(written.texts) == len(plan.starts) > 2
+    assert write() == written
+    assert learner.call_count == len(plan.starts)

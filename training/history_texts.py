@@ -17,6 +17,7 @@ from liber_feast.interest import DescribedBehavior, InterestLearner, LearnedText
 from liber_feast.ragged import Ragged
 from liber_feast.waves import Catalog
 from training.data import Samples
+from training.knowledge_texts import TextFile, text_key
 
 Ints = npt.NDArray[np.int64]
 REQUESTS_AT_ONCE = 256
@@ -94,19 +95,37 @@ class Written:
 
 
 def write_texts(
-    asked: Iterator[SummaryRequest], *, learner: InterestLearner, progress: Callable[[int], object] = lambda _: None
+    asked: Iterator[SummaryRequest],
+    *,
+    learner: InterestLearner,
+    file: TextFile,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Written:
-    """Have `learner` write every text; `progress` gets how many came.
+    """Have `learner` write every text that `file` lacks, and keep it there; `progress` gets how many there are more.
+
+    A text that is kept counts as one call, whatever it took then.
 
     Raises:
-        BudgetExhausted, BackendRefused, BackendUnreachable: see `InterestLearner`.
+        BudgetExhausted, BackendRefused, BackendUnreachable: see `InterestLearner`; what came before is kept.
+        StoreFailure: the file cannot be used.
     """
-    texts, calls = {}, 0
-    for answers in learner.summarize(asked):
-        for request, outcome in answers:
-            calls += outcome.attempt_count
-            if isinstance(outcome, LearnedText):
-                texts[request.partition_index] = outcome.text
+    known, texts, calls = file.read(), dict[int, str](), 0
+
+    def missing() -> Iterator[SummaryRequest]:
+        nonlocal calls
+        for request in asked:
+            if (text := known.get(text_key(request))) is None:
+                yield request
+            else:
+                texts[request.partition_index] = text
+                calls += 1
+                progress(1)
+
+    for answers in learner.summarize(missing()):
+        calls += sum(outcome.attempt_count for _, outcome in answers)
+        arrived = [(request, outcome.text) for request, outcome in answers if isinstance(outcome, LearnedText)]
+        file.add([(text_key(request), text) for request, text in arrived])
+        texts |= {request.partition_index: text for request, text in arrived}
         progress(len(answers))
     return Written(texts=texts, call_count=calls)
 
