@@ -65,19 +65,27 @@ def check_answer(
     Rejected are answers cut off, broken off or withheld (UNFINISHED), answers without a letter or digit,
     reasoning that leads to no answer, and echoes of the prompt. `finish_reason` is as OpenAI's API has it.
     """
+    answer = finished_answer(text, finish_reason=finish_reason, max_output_tokens=max_output_tokens)
+    if isinstance(answer, RejectedAnswer):
+        return answer
+    kept = _bare(cut_text(_bare(answer)))
+    if not says_something(kept):
+        return RejectedAnswer(reason="empty answer")
+    if is_echo(kept, messages=messages):
+        return RejectedAnswer(reason="answer only repeats the prompt")
+    return AcceptedText(text=kept)
+
+
+def finished_answer(text: str, *, finish_reason: str, max_output_tokens: int) -> str | RejectedAnswer:
+    """Return an answer that came to its end as one line, without its reasoning; or why there is none."""
     unfinished = UNFINISHED.get(finish_reason.lower())
     if unfinished:
         return RejectedAnswer(reason=unfinished.format(limit=max_output_tokens))
     line = one_line(text)
     answer = _after_reasoning(line)
-    if answer is None or (answer != line and not _says_something(answer)):
+    if answer is None or (answer != line and not says_something(answer)):
         return RejectedAnswer(reason="reasoning without an answer")
-    kept = _bare(_cut(_bare(answer)))
-    if not _says_something(kept):
-        return RejectedAnswer(reason="empty answer")
-    if _is_echo(kept, messages=messages):
-        return RejectedAnswer(reason="answer only repeats the prompt")
-    return AcceptedText(text=kept)
+    return answer
 
 
 def _after_reasoning(line: str) -> str | None:
@@ -99,7 +107,8 @@ def _after_reasoning(line: str) -> str | None:
     return None if is_reasoning else one_line(" ".join([*kept, line[start:]]))
 
 
-def _says_something(text: str) -> bool:
+def says_something(text: str) -> bool:
+    """Return whether there is a letter or a digit."""
     return any(letter.isalnum() for letter in text)
 
 
@@ -120,17 +129,17 @@ def _inside(text: str) -> str | None:
     return None
 
 
-def _cut(text: str) -> str:
-    """Return at most TEXT_LIMIT characters, up to the end of a sentence, else of a word, in the second half of them."""
-    if len(text) <= TEXT_LIMIT:
+def cut_text(text: str, *, limit: int = TEXT_LIMIT) -> str:
+    """Return at most `limit` characters, up to the end of a sentence, else of a word, in the second half of them."""
+    if len(text) <= limit:
         return text
-    sentences = [end.end() for end in _SENTENCE_END.finditer(text, TEXT_LIMIT // 2, TEXT_LIMIT + 1)]
-    fitting = [end for end in sentences if end <= TEXT_LIMIT]
-    word = text.rfind(" ", TEXT_LIMIT // 2, TEXT_LIMIT + 1)
-    return one_line(text[: fitting[-1] if fitting else word if word > 0 else TEXT_LIMIT])
+    sentences = [end.end() for end in _SENTENCE_END.finditer(text, limit // 2, limit + 1)]
+    fitting = [end for end in sentences if end <= limit]
+    word = text.rfind(" ", limit // 2, limit + 1)
+    return one_line(text[: fitting[-1] if fitting else word if word > 0 else limit])
 
 
-def _is_echo(text: str, *, messages: Sequence[Message]) -> bool:
+def is_echo(text: str, *, messages: Sequence[Message]) -> bool:
     """Return whether `text`, with or without a short lead-in, says nothing that the prompt does not.
 
     Compared are words alone. From ECHO_LENGTH characters on, an answer is an echo if its words stand in the prompt in

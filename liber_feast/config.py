@@ -50,7 +50,8 @@ class EncoderConfig(_Block):
     model: str = "bundled"
     """`bundled`, a hub id or a local path. Fixed once the PCA is fitted, as `liber encode` explains."""
     width: PositiveInt = 32
-    """Floats per text; a partition's vector has twice as many. Fixed once the PCA is fitted."""
+    """Floats per text; a partition's vector has twice as many (in parts 2 x (2 x width + 3)). Fixed once the PCA is
+    fitted."""
 
 
 class FusionConfig(_Block):

@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from liber_feast.errors import ConfigError, EncoderError
+from liber_feast.form_vectors import Floats, lay_out, pieces, text_width, version_of
 from liber_feast.interest import Progress
 from liber_feast.memory import Memory
 from liber_feast.memory.leases import FIT_PCA, Lease, LeaseLost, held, renew
@@ -24,6 +22,7 @@ from liber_feast.memory.vectors import (
     known_vectors,
     texts_without_vector,
 )
+from liber_feast.parts import PLAIN, form_of
 from liber_feast.pca import FrozenPca, TooFewTexts, fit_pca, load_pca
 
 if TYPE_CHECKING:
@@ -33,18 +32,43 @@ TEXTS_PER_COMMIT = 512
 
 
 class Encoding:
-    """BERT and the frozen PCA of one feature repo.
+    """BERT and the frozen PCA of one feature repo, for texts of one form.
 
     Attributes:
+        width: floats of the PCA.
         missing_count: distinct texts that are still missing before the PCA can be fitted; 0 once it is.
     """
 
-    def __init__(self, *, folder: Path, model: str, width: int) -> None:
-        self.folder, self.model, self.width = folder, model, width
+    def __init__(self, *, folder: Path, model: str, width: int, form: str = PLAIN) -> None:
+        self.folder, self.model, self.width, self.form = folder, model, width, form
         self.missing_count = 0
         self._unfit_count = 0  # distinct texts that did not fit a PCA
         self._bert: BertEncoder | None = None
         self._pca: FrozenPca | None = None
+
+    @property
+    def text_width(self) -> int:
+        """Floats of a text's vector."""
+        return text_width(self.width, form=self.form)
+
+    def version_of(self, pca: FrozenPca) -> str:
+        """Return the version of vectors made by a PCA: its own, and the form."""
+        return version_of(pca.version, form=self.form)
+
+    def check_form(self, memory: Memory) -> None:
+        """Check that the vectors of a memory, if it has any, are of texts of this form.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        with memory.reading() as connection:
+            version = encoder_in_use(connection)
+        if version is not None and form_of(version) != self.form:
+            raise ConfigError(
+                f"batch_engine.interest.form is {self.form!r}, and the memory's vectors ({version}) are of"
+                f" {form_of(version)!r} texts. Restore the key; or run `liber encode`, which changes to vectors of"
+                f" {self.form!r} texts, and then `liber recompute --since`, which writes such texts."
+            )
 
     def pca(self) -> FrozenPca | None:
         """Return the frozen PCA, or None while it is not fitted.
@@ -72,14 +96,14 @@ class Encoding:
         """
         with memory.reading() as connection:
             version = encoder_in_use(connection)
-        if self._pca is not None and version is not None and self._pca.version != version:
+        if self._pca is not None and version is not None and self.version_of(self._pca) != version:
             self._pca = None  # another process may have brought in another one
         pca = self.pca()
-        if version is None or (pca is not None and pca.version == version):
+        if version is None or (pca is not None and self.version_of(pca) == version):
             return pca
         raise EncoderError(
             f"The vectors of the memory are made by the PCA {version}, and {self.folder} has"
-            f" {pca.version if pca else 'none'}. Bring that folder back (`liber backup` copies it), or run"
+            f" {self.version_of(pca) if pca else 'none'}. Bring that folder back (`liber backup` copies it), or run"
             " `liber encode` to make every vector anew."
         )
 
@@ -118,30 +142,33 @@ class Encoding:
         with memory.reading() as connection:
             is_taken = encoder_in_use(connection) is not None
         if not is_taken:
-            memory.retrying(lambda connection: use_encoder(connection, pca.version), what="setting")
+            memory.retrying(lambda connection: use_encoder(connection, self.version_of(pca)), what="setting")
             self.pca_of(memory)
 
     def _encode(self, memory: Memory, pca: FrozenPca, *, progress: Progress, user_keys: Sequence[int] | None) -> int:
         self.missing_count = 0  # another process may have fitted it
+        version = self.version_of(pca)
         with memory.reading() as connection:
-            waiting = texts_without_vector(connection, pca.version, user_keys=user_keys)
-            known = known_vectors(connection, list(waiting), encoder_version=pca.version)
+            waiting = texts_without_vector(connection, version, user_keys=user_keys)
+            known = known_vectors(connection, list(waiting), encoder_version=version)
         ids = {key: text_ids for key, (_text, text_ids) in waiting.items()}
-        _keep(memory, known, ids=ids, pca=pca)
+        _keep(memory, known, ids=ids, version=version)
         new = sorted((key for key in waiting if key not in known), key=lambda key: len(waiting[key][0]))
         if not new:  # the model is not opened for nothing
             return 0
         encoder = self._encoder(pca)
-        for start in range(0, len(new), TEXTS_PER_COMMIT):
-            some = new[start : start + TEXTS_PER_COMMIT]
-            vectors = encoder.encode([waiting[key][0] for key in some], progress=_of(progress, len(new)))
-            _keep(memory, _as_bytes(some, vectors), ids=ids, pca=pca)
+        groups = [new[start : start + TEXTS_PER_COMMIT] for start in range(0, len(new), TEXTS_PER_COMMIT)]
+        texts = [[waiting[key][0] for key in some] for some in groups]
+        told = _of(progress, sum(len(pieces(some, form=self.form)) for some in texts))
+        for keys, some in zip(groups, texts, strict=True):
+            vectors = lay_out(some, encode=lambda parts: encoder.encode(parts, progress=told), form=self.form)
+            _keep(memory, _as_bytes(keys, vectors), ids=ids, version=version)
         return len(new)
 
     def _may_fit(self, memory: Memory) -> bool:
         """Return whether there are enough texts for a PCA, as far as counting them says."""
         with memory.reading() as connection:
-            count = distinct_text_count(connection)
+            count = distinct_text_count(connection, form=self.form)
         if count <= self._unfit_count:  # BERT would say the same again
             return False
         self.missing_count = max(0, self.width - count)
@@ -149,9 +176,9 @@ class Encoding:
 
     def _fit(self, memory: Memory, lease: Lease, progress: Progress) -> int:
         with memory.reading() as connection:
-            every = distinct_texts(connection)
-        bert = self.bert()
-        vectors = bert.encode(list(every.values()), progress=_of(progress, len(every)))
+            every = distinct_texts(connection, form=self.form)
+        bert, encoded = self.bert(), pieces(list(every.values()), form=self.form)
+        vectors = bert.encode(encoded, progress=_of(progress, len(encoded)))
         try:
             pca = fit_pca(vectors, width=self.width, model=self.model, model_hash=bert.model_hash)
         except TooFewTexts as error:  # texts that differ can still encode alike
@@ -160,16 +187,18 @@ class Encoding:
         try:
             with memory.writing("fit_pca") as connection:
                 renew(connection, lease)
-                keep_setting(connection, PCA_VERSION, pca.version)
+                keep_setting(connection, PCA_VERSION, self.version_of(pca))
                 pca.save(self.folder)
         except LeaseLost:  # this process was paused, and another one fits since: the PCA saved first stays
             if self.pca() is None:
                 raise
         pca = self.pca() or pca
+        version, projected = self.version_of(pca), pca.transform(vectors)
         with memory.reading() as connection:
-            waiting = texts_without_vector(connection, pca.version)
+            waiting = texts_without_vector(connection, version)
         ids = {key: waiting[key][1] for key in every if key in waiting}
-        _keep(memory, _as_bytes(list(every), pca.transform(vectors)), ids=ids, pca=pca)
+        laid = lay_out(list(every.values()), encode=lambda _pieces: projected, form=self.form)
+        _keep(memory, _as_bytes(list(every), laid), ids=ids, version=version)
         return len(every)
 
     def _encoder(self, pca: FrozenPca) -> "TextEncoder":
@@ -182,11 +211,11 @@ def _of(progress: Progress, total: int) -> Callable[[int], object]:
     return lambda count: progress("texts encoded", count, total)
 
 
-def _as_bytes(keys: list[str], vectors: npt.NDArray[np.float32]) -> dict[str, bytes]:
+def _as_bytes(keys: list[str], vectors: Floats) -> dict[str, bytes]:
     return {key: vector.astype("<f4").tobytes() for key, vector in zip(keys, vectors, strict=True)}
 
 
-def _keep(memory: Memory, vectors: Mapping[str, bytes], *, ids: Mapping[str, list[int]], pca: FrozenPca) -> None:
+def _keep(memory: Memory, vectors: Mapping[str, bytes], *, ids: Mapping[str, list[int]], version: str) -> None:
     found = {text_id: vector for key, vector in vectors.items() for text_id in ids.get(key, ())}
     if found:
-        memory.retrying(lambda connection: add_vectors(connection, found, encoder_version=pca.version), what="vectors")
+        memory.retrying(lambda connection: add_vectors(connection, found, encoder_version=version), what="vectors")

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from liber_feast.budget import Budget, Limits, Prices
+from liber_feast.parts import PLAIN
 
 EXTRACTIVE, OPENAI, VLLM = "extractive", "openai", "vllm"
 BACKENDS = (EXTRACTIVE, OPENAI, VLLM)
@@ -78,17 +79,23 @@ class BudgetConfig(_Block):
     day: LimitsConfig = LimitsConfig()
 
 
-class ExtractiveConfig(_Block):
+class _InterestBlock(_Block):
+    prompt: Text = "movielens"
+    """A bundled template (movielens, amazon_books, amazon_products, music) or the path of a TOML file."""
+    form: Literal["plain", "parts"] = PLAIN
+    """`plain`: a paragraph, as in the paper; `parts`: likes and dislikes apart, tendency and counts as numbers.
+
+    It changes the width of vectors; `liber encode` changes a memory to another form.
+    """
+
+
+class ExtractiveConfig(_InterestBlock):
     """No LLM: texts are made from the items' attributes and the feedback."""
 
     backend: Literal["extractive"] = "extractive"
-    prompt: Text = "movielens"
-    """A bundled template (movielens, amazon_books, amazon_products, music) or the path of a TOML file."""
 
 
-class _LlmConfig(_Block):
-    prompt: Text = "movielens"
-    """A bundled template (movielens, amazon_books, amazon_products, music) or the path of a TOML file."""
+class _LlmConfig(_InterestBlock):
     model: Text
     """The model's name; texts are recorded under it, and a new one writes new partitions alone."""
     temperature: Temperature = 0.0

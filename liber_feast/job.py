@@ -12,6 +12,7 @@ from liber_feast.catalog import FeastCatalog
 from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.encoding import Encoding
 from liber_feast.errors import ConfigError, StoreNotReady
+from liber_feast.form_vectors import text_width
 from liber_feast.fuser import Fuser, open_fuser
 from liber_feast.interest import InterestLearner
 from liber_feast.interest_config import ExtractiveConfig
@@ -87,14 +88,14 @@ def liber_views(registry: BaseRegistry, *, project: str) -> dict[str, FeatureVie
 
 def open_learner(config: LiberComputeEngineConfig, *, base: Path) -> InterestLearner:
     """Return the learner that the interest block names and that is no LLM."""
-    return ExtractiveLearner(open_prompt(config.interest.prompt, base=base))
+    return ExtractiveLearner(open_prompt(config.interest.prompt, base=base, form=config.interest.form))
 
 
 def interest_versions(config: LiberComputeEngineConfig, *, base: Path) -> dict[str, str]:
     """Return under which versions the next text is kept; asks for no key and no package."""
     block = config.interest
     model = ExtractiveLearner.model if isinstance(block, ExtractiveConfig) else block.model
-    return {"prompt_version": open_prompt(block.prompt, base=base).version, "model": model}
+    return {"prompt_version": open_prompt(block.prompt, base=base, form=block.form).version, "model": model}
 
 
 def open_catalog(config: RepoConfig, *, registry: BaseRegistry) -> FeastCatalog:
@@ -111,7 +112,7 @@ def open_encoding(config: RepoConfig) -> Encoding:
     """Return the encoder stage of a feature repo; its PCA lies in `data/encoder`."""
     block: LiberComputeEngineConfig = config.batch_engine
     folder = repo_folder(config) / "data" / "encoder"
-    return Encoding(folder=folder, model=block.encoder.model, width=block.encoder.width)
+    return Encoding(folder=folder, model=block.encoder.model, width=block.encoder.width, form=block.interest.form)
 
 
 def active_fuser(config: RepoConfig, memory: Memory) -> Callable[[str | None], Fuser]:
@@ -130,7 +131,7 @@ def active_fuser(config: RepoConfig, memory: Memory) -> Callable[[str | None], F
                 f"The fusion weights {base / weights} are missing. Correct batch_engine.fusion.weights, or run"
                 " `liber fuse RUN` with a trained run."
             )
-        width = 2 * block.encoder.width
+        width = 2 * text_width(block.encoder.width, form=block.interest.form)
         return opened(None if weights is None else base / weights, width=width, encoder_version=encoder_version)
 
     return fuser
@@ -152,6 +153,8 @@ def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: Online
     encoding.pca()  # says at once where it does not fit the configuration
     catalog = open_catalog(config, registry=registry)
     memory = open_memory(config)  # the first thing that is written
+    if with_llm:  # else `liber encode` could not change to another form
+        encoding.check_form(memory)
     learner, llm = open_learner_of(memory)
     return Job(
         memory=memory,

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from liber_feast.errors import BackendRefused, ConfigError, MissingExtra
+from liber_feast.errors import BackendRefused, ConfigError, MissingExtra, PromptError
 from liber_feast.estimate import Estimator
 from liber_feast.interest_config import INTEREST, LlmConfig, OpenAIConfig, VllmConfig
 from liber_feast.llm.fit import estimate_tokens
+from liber_feast.llm.parts_answer import answer_schema
 from liber_feast.memory import Memory
 from liber_feast.memory.ledger import MemoryLedger
+from liber_feast.parts import PLAIN
 from liber_feast.prompt import Prompt, load_prompt
 
 if TYPE_CHECKING:
@@ -94,16 +96,19 @@ def configure_llm(config: LlmConfig, *, base: Path) -> ConfiguredLlm:
     """
     if importlib.util.find_spec(config.backend) is None:  # the package, the extra and the backend share a name
         raise MissingExtra(package=config.backend, extra=config.backend)
-    return ConfiguredLlm(config=config, prompt=open_prompt(config.prompt, base=base), api_key=_api_key(config))
+    prompt = open_prompt(config.prompt, base=base, form=config.form)
+    if not prompt.asks:
+        raise PromptError(f"prompt {config.prompt} has no table [parts], and {INTEREST}.form is {config.form!r}.")
+    return ConfiguredLlm(config=config, prompt=prompt, api_key=_api_key(config))
 
 
-def open_prompt(name: str, *, base: Path) -> Prompt:
-    """Return the template that the interest block names.
+def open_prompt(name: str, *, base: Path, form: str = PLAIN) -> Prompt:
+    """Return the template that the interest block names, for texts of a form.
 
     Raises:
         PromptError: it cannot be used.
     """
-    return load_prompt(str(base / name) if name.endswith(".toml") else name)
+    return load_prompt(str(base / name) if name.endswith(".toml") else name).in_form(form)
 
 
 def open_ledger(config: LlmConfig, memory: Memory, *, prompt: Prompt, clock: Callable[[], int]) -> MemoryLedger:
@@ -177,6 +182,7 @@ def _open_server(config: OpenAIConfig, *, api_key: str | None) -> "ChatBackend":
         context_tokens=config.context_tokens,
         tokenizer=config.tokenizer,
         extra_body=config.extra_body,
+        answer_schema=answer_schema(config.form),
     )
 
 
@@ -193,4 +199,5 @@ def _open_model(config: VllmConfig) -> "ChatBackend":
         temperature=config.temperature,
         max_output_tokens=config.max_output_tokens,
         sampling=config.sampling,
+        answer_schema=answer_schema(config.form),
     )

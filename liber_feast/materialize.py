@@ -293,7 +293,7 @@ class Job:
         """Encode and publish what users lack; of everybody, as long as earlier texts may have no vector of the PCA."""
         with report.timed("encode"):
             pca = self.encoding.pca_of(self.memory)
-            is_used = pca is not None and self.memory.setting(PCA_IN_USE) == pca.version
+            is_used = pca is not None and self.memory.setting(PCA_IN_USE) == self.encoding.version_of(pca)
             due = user_keys if is_used else None
             report.encoded_count += self.encoding.run(self.memory, progress=progress, user_keys=due)
             report.missing_text_count = self.encoding.missing_count
@@ -303,7 +303,7 @@ class Job:
             report.published[stage] = report.published.get(stage, 0) + count
         pca = self.encoding.pca_of(self.memory)
         if pca is not None and not is_used:
-            self.memory.keep_setting(PCA_IN_USE, pca.version)
+            self.memory.keep_setting(PCA_IN_USE, self.encoding.version_of(pca))
 
     @contextmanager
     def _accounted(self, report: Report) -> Iterator[None]:
@@ -337,7 +337,7 @@ class Job:
             online=self.online,
             fuser=self.fuser,
             encoder_version=encoder_version,
-            vector_width=self.encoding.width,
+            vector_width=self.encoding.text_width,
             memory_window=self.memory_window,
             sequence_length=self.sequence_length,
             clock=self.clock,

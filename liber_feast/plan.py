@@ -96,7 +96,7 @@ def _plan(
     store: FeatureStore, memory: Memory, *, block: LiberComputeEngineConfig, checked: CheckedBehaviors, end: datetime
 ) -> Plan:
     condition, catalog = block.condition(), open_catalog(store.config, registry=store.registry)
-    prompt = open_prompt(block.interest.prompt, base=repo_folder(store.config))
+    prompt = open_prompt(block.interest.prompt, base=repo_folder(store.config), form=block.interest.form)
     titles = TitleVectors(encoding=open_encoding(store.config), catalog=catalog)
     is_drift = isinstance(condition, DriftCondition)
     appended = memory.append(checked.table, condition=condition, item_vectors=titles if is_drift else None)

@@ -10,7 +10,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any, Literal, TypedDict
 
 from liber_feast.errors import PromptError
 from liber_feast.interest import DescribedBehavior, Item, ShiftRequest, SummaryRequest
+from liber_feast.parts import PARTS, PARTS_SUFFIX, PLAIN, parse_parts
+from liber_feast.prompt_checks import check_keys, table_at, template_at, text_at, texts_at
 
 TITLE_LIMIT, VALUE_LIMIT, PROFILE_LIMIT, SUMMARY_LIMIT = 200, 60, 1000, 2000
 """Characters kept of a title, of one value of a factor, of a profile and of a summary."""
@@ -27,6 +29,9 @@ VALUES_PER_FACTOR = 6
 """Values of one factor shown beside a title, for example genres of a film."""
 
 HASH_DIGITS = 10
+SUMMARY_PLACES = ("factors", "profile", "behaviors")
+SHIFT_PLACES = ("factors", "previous_summary", "summary")
+"""What the two templates must have a place for."""
 _BUNDLED = files("liber_feast").joinpath("prompts")
 
 # Line breaks and other spaces, controls, direction marks, tags, fillers that look like a space, lone surrogates.
@@ -113,6 +118,16 @@ class Words:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PartsTemplates:
+    """The questions for a text in parts; empty where a template has none."""
+
+    summary: str = ""
+    shift: str = ""
+    version: str = ""
+    """That of the prompt: its name, the first digits of the SHA-256 of its content with these, and `-parts`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
     """A checked template; `version` is its name and the first digits of its content's SHA-256."""
 
@@ -124,6 +139,21 @@ class Prompt:
     summary: str
     behavior: str
     shift: str
+    parts: PartsTemplates = PartsTemplates()
+    form: str = PLAIN
+    """The form of the texts that are asked for."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is a question for an LLM; an extractive learner needs none."""
+        return bool(self.summary and self.shift)
+
+    def in_form(self, form: str) -> "Prompt":
+        """Return this template for texts of a form; its own is the plain one."""
+        if form == self.form:
+            return self
+        parts = self.parts
+        return replace(self, summary=parts.summary, shift=parts.shift, version=parts.version, form=form)
 
     def render_summary(self, request: SummaryRequest, *, brevity: int = 0) -> list[Message]:
         """Return the messages of equation 2: profile, behaviors oldest first, factors.
@@ -146,10 +176,14 @@ class Prompt:
         return self._messages(
             self.shift,
             {
-                "previous_summary": _data(request.previous_summary, limit=SUMMARY_LIMIT),
-                "summary": _data(request.summary, limit=SUMMARY_LIMIT),
+                "previous_summary": _data(self._shown(request.previous_summary), limit=SUMMARY_LIMIT),
+                "summary": _data(self._shown(request.summary), limit=SUMMARY_LIMIT),
             },
         )
+
+    def _shown(self, summary: str) -> str:
+        parts = parse_parts(summary) if self.form == PARTS else None
+        return parts.readable() if parts else summary
 
     def _messages(self, template: str, values: Mapping[str, str]) -> list[Message]:
         factors = ", ".join(factor.name for factor in self.factors)
@@ -233,91 +267,61 @@ def load_prompt(name: str) -> Prompt:
 
 
 def _prompt(content: Mapping[str, Any], *, name: str) -> Prompt:
-    canonical = json.dumps(content, sort_keys=True, default=str).encode()
-    _only(content, ("system", "words", "factors", "summary", "shift"), where=name)
-    words = _table(content, "words", where=name)
-    _only(words, tuple(Words.__slots__), where=f"{name}: words")
-    summary, shift = _table(content, "summary", where=name), _table(content, "shift", where=name)
-    _only(summary, ("user", "behavior"), where=f"{name}: summary")
-    _only(shift, ("user",), where=f"{name}: shift")
+    plain = {key: value for key, value in content.items() if key != PARTS}
+    check_keys(content, ("system", "words", "factors", "summary", "shift"), where=name, optional=(PARTS,))
+    words = table_at(content, "words", where=name)
+    check_keys(words, tuple(Words.__slots__), where=f"{name}: words")
+    summary, shift = table_at(content, "summary", where=name), table_at(content, "shift", where=name)
+    check_keys(summary, ("user", "behavior"), where=f"{name}: summary")
+    check_keys(shift, ("user",), where=f"{name}: shift")
     tables = content.get("factors")
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise PromptError(f"prompt {name}: 'factors' must be one or more tables. Write [[factors]].")
     return Prompt(
         name=name,
-        version=f"{name}-{hashlib.sha256(canonical).hexdigest()[:HASH_DIGITS]}",
-        words=Words(**{key: _text(words, key, where=f"{name}: words") for key in Words.__slots__}),
+        version=_version(name, plain),
+        words=Words(**{key: text_at(words, key, where=f"{name}: words") for key in Words.__slots__}),
         factors=tuple(_factor(table, where=f"{name}: factor {number}") for number, table in enumerate(tables, 1)),
-        system=_template(content, "system", required=(), where=name),
-        summary=_template(summary, "user", required=("factors", "profile", "behaviors"), where=f"{name}: summary"),
-        behavior=_template(
+        system=template_at(content, "system", required=(), where=name),
+        summary=template_at(summary, "user", required=SUMMARY_PLACES, where=f"{name}: summary"),
+        behavior=template_at(
             summary,
             "behavior",
             required=("date", "title", "rating", "feedback"),
             optional=("details",),
             where=f"{name}: summary",
         ),
-        shift=_template(shift, "user", required=("factors", "previous_summary", "summary"), where=f"{name}: shift"),
+        shift=template_at(shift, "user", required=SHIFT_PLACES, where=f"{name}: shift"),
+        parts=_parts(content, name=name),
+    )
+
+
+def _version(name: str, content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, default=str).encode()
+    return f"{name}-{hashlib.sha256(canonical).hexdigest()[:HASH_DIGITS]}"
+
+
+def _parts(content: Mapping[str, Any], *, name: str) -> PartsTemplates:
+    version = _version(name, content) + PARTS_SUFFIX
+    if PARTS not in content:
+        return PartsTemplates(version=version)
+    where, table = f"{name}: {PARTS}", table_at(content, PARTS, where=name)
+    check_keys(table, ("summary", "shift"), where=where)
+    return PartsTemplates(
+        summary=template_at(table, "summary", required=SUMMARY_PLACES, where=where),
+        shift=template_at(table, "shift", required=SHIFT_PLACES, where=where),
+        version=version,
     )
 
 
 def _factor(table: Mapping[str, Any], *, where: str) -> Factor:
-    _only(table, tuple(Factor.__slots__), where=where)
+    check_keys(table, tuple(Factor.__slots__), where=where)
     return Factor(
-        name=_text(table, "name", where=where),
-        sources=_texts(table, "sources", where=where),
-        relation=_text(table, "relation", where=where, may_be_empty=True),
-        ignored=frozenset(_texts(table, "ignored", where=where)),
+        name=text_at(table, "name", where=where),
+        sources=texts_at(table, "sources", where=where),
+        relation=text_at(table, "relation", where=where, may_be_empty=True),
+        ignored=frozenset(texts_at(table, "ignored", where=where)),
     )
-
-
-def _template(
-    table: Mapping[str, Any], key: str, *, required: tuple[str, ...], where: str, optional: tuple[str, ...] = ()
-) -> str:
-    text = _text(table, key, where=where)
-    template = Template(text)
-    if not template.is_valid():
-        raise PromptError(f"prompt {where}: {key!r} has a $ that marks no placeholder. Write $$ for a dollar sign.")
-    found = template.get_identifiers()
-    missing = [name for name in required if name not in found]
-    if missing:
-        raise PromptError(f"prompt {where}: {key!r} lacks the placeholder ${missing[0]}.")
-    allowed = (*required, *optional)
-    unknown = [name for name in found if name not in allowed]
-    if unknown:
-        fillable = ", ".join(f"${placeholder}" for placeholder in allowed) or "none"
-        raise PromptError(f"prompt {where}: {key!r} has the unknown placeholder ${unknown[0]}. Known here: {fillable}.")
-    return text if required else template.substitute()
-
-
-def _only(table: Mapping[str, Any], keys: tuple[str, ...], *, where: str) -> None:
-    missing = [key for key in keys if key not in table]
-    if missing:
-        raise PromptError(f"prompt {where}: key {missing[0]!r} is missing.")
-    unknown = [key for key in table if key not in keys]
-    if unknown:
-        raise PromptError(f"prompt {where}: key {unknown[0]!r} is not known. Known here: {', '.join(keys)}.")
-
-
-def _table(table: Mapping[str, Any], key: str, *, where: str) -> Mapping[str, Any]:
-    value = table[key]
-    if not isinstance(value, dict):
-        raise PromptError(f"prompt {where}: {key!r} must be a table. Write [{key}].")
-    return value
-
-
-def _text(table: Mapping[str, Any], key: str, *, where: str, may_be_empty: bool = False) -> str:
-    value = table[key]
-    if not isinstance(value, str) or not (value.strip() or may_be_empty):
-        raise PromptError(f"prompt {where}: {key!r} must be a text, found {value!r}.")
-    return value.strip()
-
-
-def _texts(table: Mapping[str, Any], key: str, *, where: str) -> tuple[str, ...]:
-    value = table[key]
-    if not isinstance(value, list) or not all(isinstance(entry, str) and entry for entry in value):
-        raise PromptError(f"prompt {where}: {key!r} must be a list of texts, found {value!r}.")
-    return tuple(value)
 
 
 def _data(text: str, *, limit: int) -> str:

@@ -39,7 +39,7 @@ def encode_anew(repo: Path, *, say: Callable[[str], object]) -> dict[str, Any]:
     with job.memory.reading() as connection:
         before = encoder_in_use(connection)
     try:
-        if before is None or pca is None or pca.version != before:
+        if before is None or pca is None or job.encoding.version_of(pca) != before:
             _release(job, engine=engine, say=say)
         with bars(lambda total: tqdm(total=total, ncols=100)) as progress:
             job.write_out(report, progress=progress)
@@ -61,7 +61,7 @@ def _release(job: Job, *, engine: LiberComputeEngine, say: Callable[[str], objec
     pinned, folder = engine.config.fusion.weights, job.memory.setting(FUSION_FOLDER)
     if pinned or folder:
         version = load_fusion(repo_folder(engine.repo_config) / str(pinned or folder)).encoder_version
-    is_other = version is not None and (pca is None or pca.version != version)
+    is_other = version is not None and (pca is None or job.encoding.version_of(pca) != version)
     if is_other and pinned:
         raise ConfigError(
             f"batch_engine.fusion.weights pins weights that were trained on vectors of {version}. Set it to null:"
@@ -71,7 +71,7 @@ def _release(job: Job, *, engine: LiberComputeEngine, say: Callable[[str], objec
     with held(job.memory, FIT_PCA), held(job.memory, PUBLISH), job.memory.writing("encoder") as connection:
         drop_encoder(connection)
         if pca is not None:
-            use_encoder(connection, pca.version)
+            use_encoder(connection, job.encoding.version_of(pca))
         if is_other:
             keep_setting(connection, FUSION_FOLDER, None)
     if is_other:

@@ -304,8 +304,9 @@ def _versions_in_use(config: RepoConfig, memory: Memory) -> dict[str, str]:
 
 def _encoder(config: RepoConfig, version: str | None) -> str:
     """Return the PCA that the memory's vectors are made by, and what is wrong where the repo has not that one."""
-    pca = open_encoding(config).pca()
-    found = pca.version if pca else None
+    encoding = open_encoding(config)
+    pca = encoding.pca()
+    found = encoding.version_of(pca) if pca else None
     if version is None:
         return found or "none yet"
     return version if version == found else f"{version}, and data/encoder has {found or 'none'}"

@@ -17,7 +17,7 @@ from liber_feast.interest import DescribedBehavior, Item, Outcome, Request, Shif
 from liber_feast.llm.chat import ChatAnswer, ChatBackend, ChatCall, ChatError, ChatResult, ErrorKind
 from liber_feast.llm.chat_learner import PATIENCE_S, ChatLearner
 from liber_feast.llm.rate_limit import RateLimits
-from liber_feast.prompt import Message, load_prompt
+from liber_feast.prompt import Message, Prompt, load_prompt
 
 TEXT = "The user enjoys slow science fiction."
 LATENCY_S = 1.0
@@ -277,10 +277,11 @@ def learner_of(
     patience_s: float = PATIENCE_S,
     chance: float = 0.5,
     open_backend: Callable[[], ChatBackend] | None = None,
+    prompt: Prompt = PROMPT,
 ) -> ChatLearner:
     """Return a learner on the backend's clock."""
     return ChatLearner(
-        prompt=PROMPT,
+        prompt=prompt,
         model="scripted-1",
         open_backend=open_backend or (lambda: backend),
         ledger=ledger or ListLedger(),

@@ -19,6 +19,7 @@ from liber_feast.encoding import Encoding
 from liber_feast.interest import Answers, Item, LearnedText, ShiftRequest, SummaryRequest, learn
 from liber_feast.memory import Memory
 from liber_feast.memory.schema import behaviors, partitions, users
+from liber_feast.parts import PLAIN
 from liber_feast.waves import MemoryWaves
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
@@ -229,8 +230,8 @@ class TinyBert:
 class TinyEncoding(Encoding):
     """The encoder stage with `TinyBert` in the place of BERT."""
 
-    def __init__(self, *, folder: Path, width: int = 2, bert: TinyBert | None = None) -> None:
-        super().__init__(folder=folder, model="tiny", width=width)
+    def __init__(self, *, folder: Path, width: int = 2, bert: TinyBert | None = None, form: str = PLAIN) -> None:
+        super().__init__(folder=folder, model="tiny", width=width, form=form)
         self.tiny = bert or TinyBert()
 
     def bert(self) -> Any:

@@ -3,16 +3,17 @@
 Pure: the loop in `call_loop` makes the calls, waits and keeps the books.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from liber_feast.answer import RejectedAnswer, check_answer
+from liber_feast.answer import AcceptedText, RejectedAnswer, check_answer
 from liber_feast.budget import CallOutcome, PlannedCall, SettledCall
 from liber_feast.interest import Failure, LearnedText, Request
 from liber_feast.llm import backoff
 from liber_feast.llm.chat import ChatAnswer, ChatError, ChatResult, ErrorKind
 from liber_feast.llm.fit import FittedPrompt
+from liber_feast.prompt import Message
 
 ANSWERS_ASKED = 2
 """Answers of no use after which a text is given up: a rejected one is asked for once more."""
@@ -33,6 +34,23 @@ class Fit(Protocol[_R_contra]):
     def __call__(self, request: _R_contra, /, *, at_least: int) -> FittedPrompt | None:
         """Return the prompt at the first level of brevity from `at_least` on that fits; None: none does."""
         ...
+
+
+class Check(Protocol):
+    """`check_plain` or `check_parts`."""
+
+    def __call__(
+        self, request: Request, text: str, /, *, finish_reason: str, messages: Sequence[Message], max_output_tokens: int
+    ) -> AcceptedText | RejectedAnswer:
+        """Return the text to keep of an answer, or why it is of no use."""
+        ...
+
+
+def check_plain(
+    _request: Request, text: str, /, *, finish_reason: str, messages: Sequence[Message], max_output_tokens: int
+) -> AcceptedText | RejectedAnswer:
+    """Do as `check_answer`: a paragraph needs nothing of its request."""
+    return check_answer(text, finish_reason=finish_reason, messages=messages, max_output_tokens=max_output_tokens)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -105,6 +123,8 @@ class Judge(Generic[_R]):
     max_output_tokens: int
     chance: Callable[[], float]
     """A random number from [0, 1)."""
+    check: Check = check_plain
+    """By the form of the texts."""
 
     def begin(self, request: _R) -> AskedText[_R] | Failure:
         """Return a request with its prompt, or why no prompt of it fits."""
@@ -129,7 +149,8 @@ class Judge(Generic[_R]):
         asked.output_tokens += answer.output_tokens
         asked.cached_tokens += answer.cached_tokens
         asked.seconds += answer.seconds
-        checked = check_answer(
+        checked = self.check(
+            asked.request,
             answer.text,
             finish_reason=answer.finish_reason,
             messages=asked.fitted.messages,

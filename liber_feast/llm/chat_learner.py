@@ -11,13 +11,15 @@ from typing import TypeVar
 from liber_feast.budget import Ledger, Prices
 from liber_feast.errors import LiberError
 from liber_feast.interest import SHIFT, SUMMARY, Answers, Outcome, Request, ShiftRequest, SummaryRequest
-from liber_feast.llm.attempts import Fit, Judge
+from liber_feast.llm.attempts import Fit, Judge, check_plain
 from liber_feast.llm.call_loop import CallLoop
 from liber_feast.llm.chat import ChatBackend
 from liber_feast.llm.contact import Contact
 from liber_feast.llm.fit import Fitter
+from liber_feast.llm.parts_answer import check_parts
 from liber_feast.llm.rate_limit import RateLimiter, RateLimits
 from liber_feast.llm.spending import Spending, SpendingMeter
+from liber_feast.parts import PARTS
 from liber_feast.prompt import Prompt
 
 PATIENCE_S = 600.0
@@ -114,6 +116,7 @@ class ChatLearner:
             max_attempts=self._max_attempts,
             max_output_tokens=contact.backend.max_output_tokens,
             chance=self._chance,
+            check=check_parts if self.prompt.form == PARTS else check_plain,
         )
         loop = CallLoop(
             chain((first,), waiting),

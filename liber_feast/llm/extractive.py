@@ -1,6 +1,7 @@
 """Write summaries and shifts without an LLM, from item attributes and feedback alone.
 
-The default learner: no weights, no network, deterministic. Every text is plain English on one line of at most
+The default learner: no weights, no network, deterministic. Texts in parts are written by `extractive_parts`; every
+plain text is plain English on one line of at most
 `WORD_LIMIT` words, whatever the items say of themselves; sentences that do not fit are left out, least important
 first. Like an LLM's, the texts name no user. The profile is not used: it is the same for all partitions.
 """
@@ -10,6 +11,7 @@ from datetime import timedelta
 from itertools import islice
 
 from liber_feast.interest import Answers, LearnedText, ShiftRequest, SummaryRequest
+from liber_feast.llm.extractive_parts import shift_of, summary_of
 from liber_feast.llm.tally import FactorTally, Tally, ValueTally, quoted_title, rank_titles, tally_partition
 from liber_feast.llm.wording import (
     both_or_all,
@@ -24,6 +26,7 @@ from liber_feast.llm.wording import (
     related,
     when,
 )
+from liber_feast.parts import PARTS
 from liber_feast.prompt import Factor, Prompt, Words
 
 WORD_LIMIT = 120
@@ -80,10 +83,14 @@ class ExtractiveLearner:
             yield [(request, LearnedText(text=self._shift_of(request))) for request in some]
 
     def _summary_of(self, request: SummaryRequest) -> str:
+        if self.prompt.form == PARTS:
+            return summary_of(request, prompt=self.prompt).text()
         tally = tally_partition(request.behaviors, factors=self.prompt.factors)
         return _summary(tally, words=self.prompt.words)
 
     def _shift_of(self, request: ShiftRequest) -> str:
+        if self.prompt.form == PARTS:
+            return shift_of(request, prompt=self.prompt).text()
         before = tally_partition(request.previous_behaviors, factors=self.prompt.factors)
         after = tally_partition(request.behaviors, factors=self.prompt.factors)
         return _shift(before, after=after, words=self.prompt.words)

@@ -34,6 +34,7 @@ from liber_feast.llm.openai_reply import (
     read_error,
     retry_after_s,
 )
+from liber_feast.llm.parts_answer import SCHEMA_NAME
 from liber_feast.prompt import Message
 
 try:
@@ -115,6 +116,7 @@ class OpenAIBackend:
         context_tokens: int | None,
         tokenizer: str | None,
         extra_body: Mapping[str, Any],
+        answer_schema: Mapping[str, Any] | None = None,
     ) -> None:
         self.max_in_flight = max_concurrency
         self.max_output_tokens = max_output_tokens
@@ -125,7 +127,8 @@ class OpenAIBackend:
         address = _checked_address(self._clients[0])
         self._server = Server(address=address, model=model, api_key_env=api_key_env)
         self._chat_url = f"{address}/chat/completions"  # whole: the client would put it together at every call
-        self._fixed = {"model": model, "temperature": temperature, **_sendable(extra_body)}
+        asked = {"model": model, "temperature": temperature, **_response_format(answer_schema)}
+        self._fixed = {**asked, **_sendable(extra_body)}
         is_openai = base_url is None and not environ.get("OPENAI_BASE_URL")
         self._limit_key = NEWER_LIMIT_KEY if is_openai else LIMIT_KEY
         self._count, self._most = _token_counters(tokenizer)
@@ -340,6 +343,14 @@ def _open_clients(base_url: str | None, *, api_key: str | None, size: int, timeo
             raise ConfigError(BAD_ADDRESS) from None  # the error repeats the address
         clients.append(client)
     return clients
+
+
+def _response_format(schema: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return the field by which OpenAI's API and vLLM's server hold an answer to a schema; none without one."""
+    if schema is None:
+        return {}
+    named = {"name": SCHEMA_NAME, "strict": True, "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
 def _sendable(extra_body: Mapping[str, Any]) -> Mapping[str, Any]:

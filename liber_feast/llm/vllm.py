@@ -77,8 +77,11 @@ class VllmBackend:
         temperature: float,
         max_output_tokens: int,
         sampling: Mapping[str, Any],
+        answer_schema: Mapping[str, Any] | None = None,
     ) -> None:
-        own = {"temperature": temperature, "max_tokens": max_output_tokens}
+        own: dict[str, Any] = {"temperature": temperature, "max_tokens": max_output_tokens}
+        if answer_schema is not None:
+            own["structured_outputs"] = {"json": dict(answer_schema)}
         _check_keys(engine, known=_engine_keys() - {*OWN_ENGINE}, block="engine", of="vllm.LLM")
         _check_keys(sampling, known={*SAMPLING_KEYS} - {*OWN_SAMPLING}, block="sampling", of="vllm.SamplingParams")
         _sampling_params(own, sampling)  # a bad value is found before the model is loaded

@@ -18,20 +18,22 @@ from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory.bulk import QUERIES_KEPT, among, insert_new
 from liber_feast.memory.schema import partitions, published, text_vectors, texts
 from liber_feast.memory.texts import Whose, has_summary_before, of_users
+from liber_feast.parts import PARTS, PARTS_SUFFIX, PLAIN, form_of
 
 VECTOR = "vector"
 """The stage of partition vectors, beside those of texts."""
 
 
-def distinct_texts(connection: sa.Connection) -> dict[str, str]:
-    """Return every text once, by its hash, in the order of the hashes."""
-    found = connection.execute(sa.select(texts.c.text_hash, texts.c.text).distinct().order_by(texts.c.text_hash))
+def distinct_texts(connection: sa.Connection, *, form: str = PLAIN) -> dict[str, str]:
+    """Return every text of a form once, by its hash, in the order of the hashes."""
+    query = sa.select(texts.c.text_hash, texts.c.text).where(_has_form(form))
+    found = connection.execute(query.distinct().order_by(texts.c.text_hash))
     return {row.text_hash: row.text for row in found}
 
 
-def distinct_text_count(connection: sa.Connection) -> int:
-    """Return the number of different texts."""
-    return connection.scalar(sa.select(sa.func.count(texts.c.text_hash.distinct()))) or 0
+def distinct_text_count(connection: sa.Connection, *, form: str = PLAIN) -> int:
+    """Return the number of different texts of a form."""
+    return connection.scalar(sa.select(sa.func.count(texts.c.text_hash.distinct())).where(_has_form(form))) or 0
 
 
 def texts_without_vector(
@@ -39,7 +41,7 @@ def texts_without_vector(
 ) -> dict[str, tuple[str, list[int]]]:
     """Return, by text hash, each text the encoder has not seen and the ids of the rows that wait for it.
 
-    Of all users or of some.
+    Of all users or of some; an encoder of parts sees texts in parts alone, and another one plain text alone.
     """
     found: dict[str, tuple[str, list[int]]] = {}
     for row in of_users(connection, lambda whose: _texts_without_vector(whose, encoder_version), user_keys):
@@ -153,7 +155,13 @@ def _vectors(whose: Whose, *, encoder_version: str, version: str) -> sa.Select[A
 @lru_cache(maxsize=QUERIES_KEPT)
 def _texts_without_vector(whose: Whose, encoder_version: str) -> sa.Select[Any]:
     columns = sa.select(texts.c.text_id, texts.c.text_hash, texts.c.text)
-    return columns.where(~_is_encoded(texts.c.text_id, encoder_version), whose(texts.c.user_key))
+    has_form = _has_form(form_of(encoder_version))
+    return columns.where(~_is_encoded(texts.c.text_id, encoder_version), whose(texts.c.user_key), has_form)
+
+
+def _has_form(form: str) -> sa.ColumnElement[bool]:
+    is_parts = texts.c.prompt_version.endswith(PARTS_SUFFIX)
+    return is_parts if form == PARTS else ~is_parts
 
 
 def _is_encoded(text_id: sa.ColumnElement[int], encoder_version: str) -> sa.Exists:
