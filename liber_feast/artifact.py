@@ -32,9 +32,9 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from liber_feast.errors import ArtifactError, ConfigError, one_line
-from liber_feast.inputs import Batch, InputShape, InputSpec
+from liber_feast.inputs import Batch, InputShape, InputSpec, ItemTable
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CONFIG, METRICS, INPUTS = "config.json", "metrics.json", "inputs.json"
 MODEL_TENSORS, INPUT_TENSORS, FUSION_FOLDER = "model.safetensors", "inputs.safetensors", "fusion"
 
@@ -47,7 +47,7 @@ class RunFacts:
     """`module:Class` of the backbone."""
     backbone_config: Mapping[str, Any]
     features: str
-    """`baseline` or `liber`."""
+    """`baseline`, `liber`, `evidence` or `liber+evidence`."""
     feature_service: str
     """What serving reads."""
     training_service: str
@@ -56,6 +56,8 @@ class RunFacts:
     """Version of the partition vectors; None without LIBER."""
     fusion_version: str | None
     """Version of the run's own fusion weights; None without LIBER."""
+    item_encoder_version: str | None
+    """Version of the vectors of items and evidence; None without item texts."""
     seed: int
     like_above: float
     data_fingerprint: str
@@ -146,9 +148,7 @@ def write_artifact(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     written = {
         MODEL_TENSORS: tensor_bytes(tensors),
-        INPUT_TENSORS: array_bytes(
-            {"item_codes": spec.items.codes, "item_numbers": spec.items.numbers, "item_times": spec.items.times}
-        ),
+        INPUT_TENSORS: array_bytes(_item_arrays(spec.items)),
         INPUTS: _json_bytes(spec.to_json()),
         METRICS: _json_bytes(metrics),
     }
@@ -174,12 +174,14 @@ def load_artifact(folder: Path) -> Artifact:
     try:
         facts = RunFacts(**{name: config[name] for name in RunFacts.__dataclass_fields__})
         arrays = parse_arrays(files[INPUT_TENSORS])
-        spec = InputSpec.from_json(
-            _parse_json(files[INPUTS], path=folder / INPUTS),
+        items = ItemTable(
+            ids=(),
+            times=arrays["item_times"],
             codes=arrays["item_codes"],
             numbers=arrays["item_numbers"],
-            times=arrays["item_times"],
+            vectors=arrays.get("item_vectors"),
         )
+        spec = InputSpec.from_json(_parse_json(files[INPUTS], path=folder / INPUTS), items=items)
         model = build_backbone(facts.backbone, shape=spec.shape, config=facts.backbone_config)
         model.load_state_dict(parse_tensors(files[MODEL_TENSORS]))
     except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -187,6 +189,15 @@ def load_artifact(folder: Path) -> Artifact:
     except ConfigError as error:
         raise ArtifactError(f"{folder / CONFIG}: {error.message}") from error
     return Artifact(name=folder.resolve().name, folder=folder, facts=facts, spec=spec, model=model.eval())
+
+
+def _item_arrays(items: ItemTable) -> dict[str, npt.NDArray[Any]]:
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "item_codes": items.codes,
+        "item_numbers": items.numbers,
+        "item_times": items.times,
+    }
+    return arrays if items.vectors is None else {**arrays, "item_vectors": items.vectors}
 
 
 def _read(folder: Path, name: str) -> bytes:

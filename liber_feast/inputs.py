@@ -13,7 +13,9 @@ The arrays of a batch (B samples; T code slots, V numbers; N behaviors; P partit
 | history_codes, history_numbers | (B, N, T), (B, N, V, 2) | the items of the last N behaviors, oldest first |
 | history_mask, history_liked | (B, N) bool | which of the N are there; rating > like_above |
 | history_rating | (B, N) float32 | standardized rating, 0 where there is none |
-| dense | (B, 3) float32 | smoothed like rate, behavior count and length of the window, about centered |
+| dense | (B, 3) float32 | smoothed like rate, behavior count and length of the window, about centered; with item |
+| | (B, 4), (B, 7) | texts how the window's evidence matches the candidate; with `evidence` also like rate and count |
+| | | of the memory, and how its evidence matches (`liber_feast.match`) |
 | vectors, sealed | (B, P, D) float32, (B, P) bool | with LIBER in training: partition vectors, oldest first |
 | fused | (B, F) float32 | with LIBER at serving: the vector computed when the last partition was sealed |
 """
@@ -28,7 +30,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from liber_feast.behavior import ITEM
+from liber_feast.encoded import DENSE_COUNT, EncodedItems, EncodedUsers, InputShape, ItemTable
 from liber_feast.errors import ConfigError
+from liber_feast.evidence_rows import (
+    ITEM_VECTOR,
+    LIKE_PRIOR,
+    MatchScales,
+    TableRows,
+    UserEvidence,
+    newer_vectors,
+    read_item_vectors,
+    read_user_evidence,
+)
 from liber_feast.fields import (
     NUMBER_LIMIT,
     Floats,
@@ -41,73 +54,15 @@ from liber_feast.fields import (
     lookups,
     strings,
 )
+from liber_feast.match import matches
 from liber_feast.partition_vectors import VECTORS, check_finite, read_partition_vectors
 from liber_feast.pit import as_of, key_codes
 from liber_feast.ragged import Ragged, list_values
 from liber_feast.recent_behaviors import RecentBehaviors, read_recent_behaviors
 
-DENSE_COUNT = 3
-LIKE_PRIOR = 2.0
-"""Behaviors' worth of the training like rate that the window's like rate is smoothed with."""
+__all__ = ["Batch", "EncodedItems", "EncodedUsers", "InputShape", "InputSpec", "ItemTable"]
 
 Batch = dict[str, np.ndarray[Any, Any]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InputShape:
-    """What a backbone must know of its inputs to build its layers."""
-
-    user_slots: tuple[int, ...]
-    """Code slots of each categorical user field, in the order of `user_codes`."""
-    user_code_count: int
-    """Codes over all user fields, 0 among them."""
-    user_number_count: int
-    item_slots: tuple[int, ...]
-    item_code_count: int
-    item_number_count: int
-    sequence_length: int
-    dense_count: int = DENSE_COUNT
-    memory_width: int = 0
-    """D, the width of a partition's vector; 0 without LIBER."""
-    fused_width: int = 0
-    """F, the width of the fused vector; 0 without LIBER."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ItemTable:
-    """The encoded fields of every item known at training; row 0 is the unknown item, row i + 1 is `ids[i]`.
-
-    An item whose attributes changed has a row for each of its versions, oldest first.
-    """
-
-    ids: tuple[str, ...]
-    times: npt.NDArray[np.int64]
-    """(R,) from when on row i + 1 holds, microseconds since 1970 UTC."""
-    codes: Ints
-    numbers: Floats
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class EncodedItems:
-    """Candidate items, encoded: codes (R, T) and numbers (R, V, 2)."""
-
-    codes: Ints
-    numbers: Floats
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class EncodedUsers:
-    """User rows, encoded; sequences and memories stay ragged and are padded batch by batch."""
-
-    codes: Ints
-    numbers: Floats
-    dense: Floats
-    history: Ragged[np.int32]
-    """Rows of the item table."""
-    ratings: Ragged[np.float32]
-    vectors: Ragged[np.float32] | None = None
-    """Over (U, D) partition vectors."""
-    fused: Floats | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +82,8 @@ class InputSpec:
     memory_width: int = 0
     fused_width: int = 0
     max_partitions: int = 50
+    match: MatchScales | None = None
+    """How evidence is compared with candidates; None without item texts."""
     items: ItemTable
 
     @cached_property
@@ -140,6 +97,7 @@ class InputSpec:
             item_code_count=1 + sum(len(field.values) for field in self.item_fields),
             item_number_count=sum(field.is_number for field in self.item_fields),
             sequence_length=self.sequence_length,
+            dense_count=DENSE_COUNT + (0 if self.match is None else self.match.dense_count),
             memory_width=self.memory_width,
             fused_width=self.fused_width,
         )
@@ -158,12 +116,19 @@ class InputSpec:
         every = np.arange(rows.num_rows)
         return self.batch(users, items=items, user_rows=every, item_rows=every)
 
-    def encode_request(self, user: pa.Table, *, item_ids: Sequence[str], attributes: pa.Table | None = None) -> Batch:
+    def encode_request(
+        self,
+        user: pa.Table,
+        *,
+        item_ids: Sequence[str],
+        attributes: pa.Table | None = None,
+        newer: Mapping[str, Floats] | None = None,
+    ) -> Batch:
         """Return the arrays of one user (one row) beside each of `item_ids`.
 
         Candidates come from the item table, as they were last. `attributes` are the online item attributes, one row
         per item id in the same order; they are used for items that the table does not know. Without them such an item
-        is all unknown.
+        is all unknown. `newer` are the vectors of items of the window that the table does not know.
 
         Raises: see `encode`; ConfigError also where `user` is not one row or `attributes` has other rows.
         """
@@ -176,22 +141,39 @@ class InputSpec:
         if attributes is not None:
             given = given.drop_columns([ITEM]) if ITEM in given.column_names else given
             given = given.append_column(ITEM, pa.array(list(item_ids), pa.string()))
-        users, items = self.encode_users(user), self._known_items(given)
+        users, items = self.encode_users(user, newer=newer), self._known_items(given)
         count = len(item_ids)
         return self.batch(users, items=items, user_rows=np.zeros(count, np.int64), item_rows=np.arange(count))
 
-    def encode_items(self, rows: pa.Table) -> EncodedItems:
-        """Return the candidates of `rows` from the item columns of each row itself."""
+    def encode_items(self, rows: pa.Table, *, times: npt.NDArray[np.int64] | None = None) -> EncodedItems:
+        """Return the candidates of `rows` from the item columns of each row itself.
+
+        With item texts, an item's vector is that of the column `vector`; without one that of the item table, as it was
+        at `times`, or last.
+        """
         codes, numbers = encode_fields(rows, self.item_fields, self._item_lookups)
-        return EncodedItems(codes=codes, numbers=numbers)
+        if self.match is None:
+            return EncodedItems(codes=codes, numbers=numbers)
+        if ITEM_VECTOR in rows.column_names:
+            vectors = read_item_vectors(rows, width=self.match.width)
+        else:
+            found = self._table_rows(strings(rows, ITEM), times=times)
+            vectors = TableRows(values=self._item_vectors, rows=found.astype(np.int64))
+        return EncodedItems(codes=codes, numbers=numbers, vectors=vectors)
 
     def encode_users(
-        self, rows: pa.Table, *, recent: RecentBehaviors | None = None, vectors: Ragged[np.float32] | None = None
+        self,
+        rows: pa.Table,
+        *,
+        recent: RecentBehaviors | None = None,
+        vectors: Ragged[np.float32] | None = None,
+        evidence: UserEvidence | None = None,
+        newer: Mapping[str, Floats] | None = None,
     ) -> EncodedUsers:
         """Return the user side of `rows`: fields, window and, with LIBER, memory.
 
-        `recent` and `vectors` are the rows' recent behaviors and partition vectors where they are not columns of
-        `rows`.
+        `recent`, `vectors` and `evidence` are the rows' recent behaviors, partition vectors and memory's evidence where
+        they are not columns of `rows`; `newer` are vectors of items that the item table does not know.
 
         Raises: see `encode`.
         """
@@ -199,13 +181,19 @@ class InputSpec:
         behaviors = read_recent_behaviors(rows, last=self.sequence_length) if recent is None else recent
         items, given = behaviors.last(self.sequence_length)
         ratings = given.of(floats(given.values).astype(np.float32))
+        found = self._table_rows(items.values, times=behaviors.times)
         users = EncodedUsers(
             codes=codes,
             numbers=numbers,
             dense=self._dense(rows, ratings=ratings),
-            history=items.of(self._table_rows(items.values, times=behaviors.times)),
+            history=items.of(found),
             ratings=ratings,
         )
+        if newer:
+            own = newer_vectors(self._item_vectors, item_ids=items.values, rows=found, newer=newer)
+            users = replace(users, history_vectors=own)
+        if self.match is not None and self.match.memory:
+            users = self._with_evidence(users, evidence=evidence, rows=rows, scales=self.match)
         if not self.memory_width:
             return users
         return self._with_memory(users, rows=rows) if vectors is None else replace(users, vectors=vectors)
@@ -235,7 +223,7 @@ class InputSpec:
             "history_mask": mask_BN,
             "history_liked": mask_BN & self.liked(rating_BN),
             "history_rating": np.where(mask_BN, self.standard_ratings(rating_BN), np.float32(0)),
-            "dense": users.dense[user_rows],
+            "dense": self.dense(users, items=items, user_rows=user_rows, item_rows=item_rows),
         }
         if users.fused is not None:
             arrays["fused"] = users.fused[user_rows]
@@ -243,26 +231,51 @@ class InputSpec:
             arrays["vectors"], arrays["sealed"] = users.vectors.pad(user_rows, width=None)
         return arrays
 
+    def dense(
+        self, users: EncodedUsers, *, items: EncodedItems, user_rows: npt.NDArray[Any], item_rows: npt.NDArray[Any]
+    ) -> Floats:
+        """Return the dense numbers of the samples (`user_rows[b]`, `item_rows[b]`)."""
+        numbers: Floats = users.dense[user_rows]
+        if self.match is None:
+            return numbers
+        found = self.matches(users, items=items, user_rows=user_rows, item_rows=item_rows) / self.match.deviations
+        whole: Floats = np.concatenate([numbers, np.clip(found, -NUMBER_LIMIT, NUMBER_LIMIT)], axis=1)
+        return whole
+
+    def matches(
+        self, users: EncodedUsers, *, items: EncodedItems, user_rows: npt.NDArray[Any], item_rows: npt.NDArray[Any]
+    ) -> Floats:
+        """Return how evidence and candidate of the samples match: (B, 1) or (B, 2) dot products, not yet scaled."""
+        return matches(
+            users,
+            items=items,
+            user_rows=user_rows,
+            item_rows=item_rows,
+            liked=self.liked(users.ratings.values),
+            table=self._item_vectors,
+            length=self.sequence_length,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return everything but the item table's arrays as JSON values."""
         plain = {name: value for name, value in vars(self).items() if name in _PLAIN_NAMES}
         return plain | {
+            "match": None if self.match is None else asdict(self.match),
             "user_fields": [asdict(field) for field in self.user_fields],
             "item_fields": [asdict(field) for field in self.item_fields],
             "item_ids": list(self.items.ids),
         }
 
     @classmethod
-    def from_json(
-        cls, document: Mapping[str, Any], *, codes: Ints, numbers: Floats, times: npt.NDArray[np.int64]
-    ) -> "InputSpec":
-        """Return the spec that `to_json` described, with the arrays of its item table."""
+    def from_json(cls, document: Mapping[str, Any], *, items: ItemTable) -> "InputSpec":
+        """Return the spec that `to_json` described, with its item table; `items.ids` are replaced by those it named."""
         plain: dict[str, Any] = {name: document[name] for name in _PLAIN_NAMES}
         return cls(
             **plain,
+            match=None if document["match"] is None else MatchScales(**document["match"]),
             user_fields=_fields_from(document["user_fields"]),
             item_fields=_fields_from(document["item_fields"]),
-            items=ItemTable(ids=tuple(document["item_ids"]), times=times, codes=codes, numbers=numbers),
+            items=replace(items, ids=tuple(document["item_ids"])),
         )
 
     def _known_items(self, rows: pa.Table) -> EncodedItems:
@@ -273,7 +286,14 @@ class InputSpec:
         if len(new):
             encoded = self.encode_items(rows.take(pa.array(new)))
             codes[new], numbers[new] = encoded.codes, encoded.numbers
-        return EncodedItems(codes=codes, numbers=numbers)
+        if self.match is None:
+            return EncodedItems(codes=codes, numbers=numbers)
+        vectors = self._item_vectors[found]
+        if len(new) and ITEM_VECTOR in rows.column_names:
+            read = read_item_vectors(rows.take(pa.array(new)), width=self.match.width)
+            vectors[new] = read.take(np.arange(len(new)))
+        own = TableRows(values=vectors, rows=np.arange(len(vectors)))
+        return EncodedItems(codes=codes, numbers=numbers, vectors=own)
 
     def _table_rows(self, item_ids: pa.Array, *, times: npt.NDArray[np.int64] | None) -> Ints:
         """Return the rows of the item table for items, as they were at `times`; None: as they were last."""
@@ -284,6 +304,18 @@ class InputSpec:
         found = as_of(groups[places], self.items.times[places], query_groups=asked, query_times=times)
         rows: Ints = np.append(places + 1, 0)[found].astype(np.int32)  # nothing is -1, the last
         return rows
+
+    @property
+    def _item_vectors(self) -> Floats:
+        assert self.items.vectors is not None, "a spec with `match` has the vectors of its items"
+        return self.items.vectors
+
+    def _with_evidence(
+        self, users: EncodedUsers, *, evidence: UserEvidence | None, rows: pa.Table, scales: MatchScales
+    ) -> EncodedUsers:
+        found = read_user_evidence(rows, width=scales.width) if evidence is None else evidence
+        numbers = found.numbers(like_rate=self.like_rate, scales=scales)
+        return replace(users, evidence=found, dense=np.concatenate([users.dense, numbers], axis=1))
 
     @cached_property
     def _item_rows(self) -> dict[str, int]:

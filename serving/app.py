@@ -52,6 +52,10 @@ class MissingBody(_Body):
     fusion_version_mismatch: Annotated[
         str | None, Field(description="the version of the user's fused vector, where it is not the run's")
     ]
+    evidence: Annotated[bool, Field(description="no evidence that fits the run; false if the run reads none")]
+    evidence_version_mismatch: Annotated[
+        str | None, Field(description="the encoder version of the user's evidence, where it is not the run's")
+    ]
     items: Annotated[list[str], Field(description="candidates that nobody has seen, each once")]
 
 

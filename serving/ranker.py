@@ -1,7 +1,7 @@
 """Score candidates for a user: online features in, probabilities out. Knows no web framework.
 
-A fused vector is only ever scored with the fusion weights that made it: a row of another version counts as no
-vector, and the ranking says so.
+A fused vector is only ever scored with the fusion weights that made it, and evidence with item vectors of its own
+encoder: a row of another version counts as none, and the ranking says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,8 @@ import torch
 from liber_feast.artifact import Artifact, load_artifact
 from liber_feast.behavior import ITEM, USER
 from liber_feast.errors import ArtifactError
+from liber_feast.evidence_rows import ITEM_VECTOR, MEMORY_COUNT, MEMORY_EVIDENCE, MEMORY_LIKE_RATE
+from liber_feast.fields import Floats
 from serving.catalog import Attributes, ItemCatalog
 from serving.online import (
     BEHAVIOR_SEQUENCE,
@@ -27,7 +29,8 @@ from serving.online import (
     open_features,
 )
 
-TITLE = "title"
+TITLE, ENCODER_VERSION = "title", "encoder_version"
+EVIDENCE_NAMES = (MEMORY_EVIDENCE, MEMORY_LIKE_RATE, MEMORY_COUNT)
 LEAST_SCORE = 2.0**-25
 """Scores stay this far from 0 and 1, which the sigmoid of a large logit reaches in 32 bits."""
 
@@ -64,6 +67,10 @@ class Missing:
     """No fused vector that fits the run; False for a run that reads none."""
     fusion_version_mismatch: str | None
     """The version of the user's fused vector where it is not the run's."""
+    evidence: bool
+    """No evidence that fits the run; False for a run that reads none."""
+    evidence_version_mismatch: str | None
+    """The encoder version of the user's evidence where it is not the run's."""
     items: tuple[str, ...]
     """Candidates that nobody has seen, each once."""
 
@@ -106,11 +113,9 @@ class Ranker:
     def score(self, user_id: str, *, item_ids: Sequence[str]) -> Ranking:
         """Score each of `item_ids` for one user; what is unknown is scored as unknown and named in the ranking."""
         user = self._features.users([user_id])[0]
-        attributes = self._catalog.attributes(item_ids)
-        missing = self._missing(user, attributes=attributes)
-        scores = self._probabilities(
-            self._user_table(user, interests=not missing.interests), item_ids=item_ids, attributes=attributes
-        )
+        attributes = self._catalog.attributes([*item_ids, *self._new_window_items(user)])
+        missing = self._missing(user, item_ids=item_ids, attributes=attributes)
+        scores = self._probabilities(self._user_table(user, missing=missing), item_ids=item_ids, attributes=attributes)
         scored = zip(item_ids, scores.tolist(), strict=True)
         return Ranking(
             user_id=user_id,
@@ -125,22 +130,60 @@ class Ranker:
     def _reads_interests(self) -> bool:
         return self._spec.memory_width > 0
 
-    def _missing(self, user: OnlineRow, *, attributes: Mapping[str, Attributes | None]) -> Missing:
+    @property
+    def _reads_evidence(self) -> bool:
+        return self._spec.match is not None and self._spec.match.memory
+
+    def _missing(
+        self, user: OnlineRow, *, item_ids: Sequence[str], attributes: Mapping[str, Attributes | None]
+    ) -> Missing:
         version = user.values.get(FUSION_VERSION) if self._reads_interests else None
         fits = version == self.model.fusion_version
+        encoder = user.values.get(ENCODER_VERSION) if self._reads_evidence else None
+        fits_items = encoder == self._artifact.facts.item_encoder_version
         return Missing(
             user=USER_PROFILE not in user.views,
             behaviors=BEHAVIOR_SEQUENCE not in user.views or not user.values["item_ids"],
             interests=self._reads_interests and not (fits and user.values["fused"]),
             fusion_version_mismatch=None if fits else version,
-            items=tuple(name for name, found in attributes.items() if found is None and name not in self._known),
+            evidence=self._reads_evidence and not (fits_items and user.values[MEMORY_EVIDENCE]),
+            evidence_version_mismatch=None if fits_items else encoder,
+            items=tuple(
+                name for name in dict.fromkeys(item_ids) if attributes[name] is None and name not in self._known
+            ),
         )
 
-    def _user_table(self, user: OnlineRow, *, interests: bool) -> pa.Table:
+    def _user_table(self, user: OnlineRow, *, missing: Missing) -> pa.Table:
         values = {name: [user.values[name]] for name in self._user_names}
         if self._reads_interests:
-            values["fused"] = [user.values["fused"] if interests else None]
+            values["fused"] = [None if missing.interests else user.values["fused"]]
+        if self._reads_evidence:
+            values |= {name: [None if missing.evidence else user.values[name]] for name in EVIDENCE_NAMES}
         return pa.table(values)
+
+    def _new_window_items(self, user: OnlineRow) -> list[str]:
+        """Return the items of the user's window that the run does not know, where it reads the vectors of items."""
+        if self._spec.match is None:
+            return []
+        window = (user.values["item_ids"] or [])[-self._spec.sequence_length :]
+        return [name for name in window if name not in self._known]
+
+    def _vector(self, found: Attributes | None) -> Any:
+        """Return the vector of an item's text, None where there is none of the run's encoder."""
+        fits = found is not None and found.get(ENCODER_VERSION) == self._artifact.facts.item_encoder_version
+        return found[ITEM_VECTOR] if found is not None and fits else None
+
+    def _newer(self, attributes: Mapping[str, Attributes | None]) -> dict[str, Floats]:
+        """Return the vectors of the items that the run does not know."""
+        if self._spec.match is None:
+            return {}
+        vectors = {name: self._vector(found) for name, found in attributes.items() if name not in self._known}
+        width = self._spec.match.width
+        return {
+            name: np.array(vector, np.float32)
+            for name, vector in vectors.items()
+            if vector is not None and len(vector) == width
+        }
 
     def _item_table(self, item_ids: Sequence[str], *, attributes: Mapping[str, Attributes | None]) -> pa.Table | None:
         """Return the attributes of the candidates that the run does not know, nulls elsewhere; None if it knows all."""
@@ -148,21 +191,26 @@ class Ranker:
             return None
         rows = [None if name in self._known else attributes[name] for name in item_ids]
         columns = {name: [row and row[name] for row in rows] for name in self._item_names}
+        if self._spec.match is not None:
+            columns[ITEM_VECTOR] = [self._vector(row) for row in rows]
         return pa.table({**columns, ITEM: list(item_ids)})
 
     def _probabilities(
         self, user: pa.Table, *, item_ids: Sequence[str], attributes: Mapping[str, Attributes | None]
     ) -> npt.NDArray[np.float64]:
         table = self._item_table(item_ids, attributes=attributes)
-        scores = self._artifact.score(self._spec.encode_request(user, item_ids=item_ids, attributes=table))
+        batch = self._spec.encode_request(user, item_ids=item_ids, attributes=table, newer=self._newer(attributes))
+        scores = self._artifact.score(batch)
         if not np.isfinite(scores).all():
             raise ArtifactError(f"{self.model.run} gives a score that is not finite. Train it again.")
         return np.clip(scores.astype(np.float64), LEAST_SCORE, 1 - LEAST_SCORE)
 
     def _check_features(self) -> None:
         wanted = {*self._user_names, *(("fused", FUSION_VERSION) if self._reads_interests else ())}
+        wanted |= {*EVIDENCE_NAMES, ENCODER_VERSION} if self._reads_evidence else set()
+        of_items = {*self._item_names, *(() if self._spec.match is None else (ITEM_VECTOR, ENCODER_VERSION))}
         absent = sorted(wanted - self._features.user_features - {USER})
-        absent += sorted(set(self._item_names) - self._features.item_features - {ITEM})
+        absent += sorted(of_items - self._features.item_features - {ITEM})
         if absent:
             raise ArtifactError(
                 f"feature service {self.model.feature_service!r} lacks the feature {absent[0]!r}, on which"

@@ -21,7 +21,8 @@ from training.fit_inputs import InputOptions, fit_inputs
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 VERSION, OTHER_VERSION = "attention-00000001", "attention-00000002"
-WIDTH, FUSED_WIDTH = 6, 4
+WIDTH, FUSED_WIDTH, ITEM_WIDTH = 6, 4, 3
+ITEM_ENCODER, OTHER_ENCODER = "items-1", "items-2"
 DIN = "training.backbones.din:DIN"
 UNICODE_USER, UNICODE_ITEM = "пользователь 💿", "película/№ 7"
 
@@ -47,17 +48,27 @@ class StoredUser:
     item_ids: Sequence[str] | None = None
     vectors: Sequence[Sequence[float]] = field(default_factory=tuple)
     fusion_version: str = VERSION
+    evidence: Sequence[float] | None = None
+    item_encoder: str = ITEM_ENCODER
 
 
 USERS: Mapping[str, StoredUser] = {
     "u1": StoredUser(
-        age_group="18-24", item_ids=["i1", "i2", NEW_ITEM, "i3"], vectors=[[0.5] * WIDTH, [-1.0, 2.0] * 3]
+        age_group="18-24",
+        item_ids=["i1", "i2", NEW_ITEM, "i3"],
+        vectors=[[0.5] * WIDTH, [-1.0, 2.0] * 3],
+        evidence=[0.2, -0.1, 0.3],
     ),
     UNICODE_USER: StoredUser(age_group="25-34", item_ids=[UNICODE_ITEM] * 3, vectors=[[2.0, 0.0, 1.0] * 2]),
     "not sealed": StoredUser(age_group="25-34", item_ids=["i4"]),
     "pushed": StoredUser(has_profile=False, item_ids=["i4", "i5"]),
     "of other weights": StoredUser(
-        age_group="18-24", item_ids=["i1"], vectors=[[3.0] * WIDTH], fusion_version=OTHER_VERSION
+        age_group="18-24",
+        item_ids=["i1"],
+        vectors=[[3.0] * WIDTH],
+        fusion_version=OTHER_VERSION,
+        evidence=[3.0, 3.0, -3.0],
+        item_encoder=OTHER_ENCODER,
     ),
 }
 
@@ -68,14 +79,22 @@ def ratings_of(user: StoredUser) -> list[float]:
 
 def make_run(folder: Path, *, features: str = "liber", fusion_version: str = VERSION) -> Path:
     """Write a run folder: a DIN of seeded weights over inputs fitted on a few samples."""
-    liber = features == "liber"
+    liber, evidence = "liber" in features, "evidence" in features
+    known = [
+        {"item_id": name, **values, **({"vector": item_vector(name)} if evidence else {})}
+        for name, values in KNOWN_ITEMS.items()
+    ]
     spec = fit_inputs(
         _samples(),
         user_columns=["profile", "age_group"],
         item_columns=list(ITEM_NAMES),
-        catalog=pa.Table.from_pylist([{"item_id": name, **values} for name, values in KNOWN_ITEMS.items()]),
+        catalog=pa.Table.from_pylist(known),
         options=InputOptions(
-            sequence_length=3, memory_width=WIDTH if liber else 0, fused_width=FUSED_WIDTH if liber else 0
+            sequence_length=3,
+            memory_width=WIDTH if liber else 0,
+            fused_width=FUSED_WIDTH if liber else 0,
+            item_width=ITEM_WIDTH if evidence else 0,
+            memory_evidence=evidence,
         ),
     )
     sizes = {"embedding_width": 4, "hidden": [8], "attention_hidden": [4]}
@@ -88,10 +107,11 @@ def make_run(folder: Path, *, features: str = "liber", fusion_version: str = VER
         backbone=DIN,
         backbone_config=sizes,
         features=features,
-        feature_service="ctr_serving" if liber else "ctr_baseline",
-        training_service="ctr_training" if liber else "ctr_baseline",
+        feature_service="ctr_serving" if liber or evidence else "ctr_baseline",
+        training_service="ctr_training" if liber or evidence else "ctr_baseline",
         encoder_version="encoder-1" if liber else None,
         fusion_version=fusion_version if liber else None,
+        item_encoder_version=ITEM_ENCODER if evidence else None,
         seed=7,
         like_above=3.0,
         data_fingerprint="0" * 16,
@@ -109,7 +129,7 @@ def make_store(repo: Path, *, run: Path) -> Path:
     write_configuration(repo)
     user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
     item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING)
-    views = [_view(name, item if name == "item_attributes" else user, schema) for name, schema in SCHEMAS.items()]
+    views = [_view(name, item if name.startswith("item") else user, schema) for name, schema in SCHEMAS.items()]
     store = FeatureStore(repo_path=str(repo))
     store.apply(
         [
@@ -151,9 +171,39 @@ def training_rows(user_id: str, *, item_ids: Sequence[str]) -> pa.Table:
         "ratings": ratings_of(user),
         "behavior_count": len(user.item_ids or ()),
         "vectors": [value for vector in user.vectors for value in vector],
+        **evidence_row(user),
     }
     empty = dict.fromkeys(ITEM_NAMES)
-    return pa.Table.from_pylist([{**row, "item_id": name, **ONLINE_ITEMS.get(name, empty)} for name in item_ids])
+    return pa.Table.from_pylist(
+        [
+            {
+                **row,
+                "item_id": name,
+                **ONLINE_ITEMS.get(name, empty),
+                "vector": item_vector(name) if name in ONLINE_ITEMS else None,
+            }
+            for name in item_ids
+        ]
+    )
+
+
+def item_vector(name: str) -> list[float]:
+    """Return the vector of an item's text."""
+    return [len(name) / 10, hash_of(name) / 8 - 1, 0.5]
+
+
+def hash_of(name: str) -> int:
+    return sum(name.encode()) % 17
+
+
+def evidence_row(user: StoredUser) -> dict[str, Any]:
+    """Return the evidence of a user's memory, nulls without one."""
+    there = user.evidence is not None
+    return {
+        "memory_evidence": user.evidence,
+        "memory_like_rate": 0.75 if there else None,
+        "memory_behavior_count": 40 if there else None,
+    }
 
 
 SCHEMAS: Mapping[str, list[Field]] = {
@@ -173,6 +223,13 @@ SCHEMAS: Mapping[str, list[Field]] = {
         Field(name="fused", dtype=Array(Float32)),
         Field(name="partition_count", dtype=Int64),
         Field(name="fusion_version", dtype=String),
+    ],
+    "item_text": [Field(name="vector", dtype=Array(Float32)), Field(name="encoder_version", dtype=String)],
+    "partition_evidence": [
+        Field(name="memory_evidence", dtype=Array(Float32)),
+        Field(name="memory_like_rate", dtype=Float64),
+        Field(name="memory_behavior_count", dtype=Int64),
+        Field(name="encoder_version", dtype=String),
     ],
 }
 
@@ -219,6 +276,15 @@ def _online_rows(model: torch.nn.Module) -> dict[str, list[dict[str, Any]]]:
             }
             for name, user in users
             if user.vectors
+        ],
+        "item_text": [
+            {"item_id": name, "vector": np.array(item_vector(name), np.float32), "encoder_version": ITEM_ENCODER}
+            for name in ONLINE_ITEMS
+        ],
+        "partition_evidence": [
+            {"user_id": name, **evidence_row(user), "encoder_version": user.item_encoder}
+            for name, user in users
+            if user.evidence is not None
         ],
     }
 

@@ -244,8 +244,7 @@ def test_a_missing_number_is_told_from_the_mean() -> None:
 
 def test_a_spec_survives_its_json() -> None:
     document = json.loads(json.dumps(spec().to_json()))
-    items = spec().items
-    back = InputSpec.from_json(document, codes=items.codes, numbers=items.numbers, times=items.times)
+    back = InputSpec.from_json(document, items=replace(spec().items, ids=()))
     assert back.shape == spec().shape
     assert back.item_fields == spec().item_fields
     assert_equal(back.encode(table()), spec().encode(table()))

@@ -74,6 +74,8 @@ def check(facts: dict[str, Any], *, folder: Path) -> None:
         "behaviors": False,
         "interests": False,
         "fusion_version_mismatch": None,
+        "evidence": False,
+        "evidence_version_mismatch": None,
         "items": [],
     }
     assert facts["summary"].startswith("The user rated 20 films")

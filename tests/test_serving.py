@@ -29,9 +29,11 @@ NOBODY = {
     "behaviors": True,
     "interests": True,
     "fusion_version_mismatch": None,
+    "evidence": False,
+    "evidence_version_mismatch": None,
     "items": [],
 }
-COMPLETE = {"user": False, "behaviors": False, "interests": False, "fusion_version_mismatch": None, "items": []}
+COMPLETE = {**NOBODY, "user": False, "behaviors": False, "interests": False}
 
 
 @pytest.fixture(scope="module")

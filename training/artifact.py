@@ -74,6 +74,7 @@ def run_facts(fitted: FittedRun, *, samples: Samples, options: FitOptions, fusio
         training_service=TRAINING_SERVICE[samples.features],
         encoder_version=samples.encoder_version,
         fusion_version=fusion_version,
+        item_encoder_version=samples.item_encoder_version,
         seed=options.seed,
         like_above=samples.like_above,
         data_fingerprint=samples.fingerprint,

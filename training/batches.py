@@ -34,12 +34,13 @@ class SampleBatches:
         """
         self.device = device
         self._width = spec.sequence_length
+        every = np.arange(len(labels))
         fields = {
             "user_codes": users.codes,
             "user_numbers": users.numbers,
             "item_codes": items.codes,
             "item_numbers": items.numbers,
-            "dense": users.dense,
+            "dense": spec.dense(users, items=items, user_rows=every, item_rows=every),
         }
         self._fields = {name: torch.from_numpy(values).to(device) for name, values in fields.items()}
         self._labels = torch.from_numpy(labels.astype(np.float32)).to(device)

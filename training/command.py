@@ -36,6 +36,8 @@ class FeatureChoice(StrEnum):
 
     BASELINE = "baseline"
     LIBER = "liber"
+    EVIDENCE = "evidence"
+    LIBER_AND_EVIDENCE = "liber+evidence"
 
 
 class DeviceChoice(StrEnum):
@@ -63,7 +65,10 @@ Backbone = Annotated[
     str | None, typer.Option(help=f"{', '.join(BACKBONES)}, or package.module:Class.", show_default="din")
 ]
 FeatureOption = Annotated[
-    FeatureChoice | None, typer.Option(help="With or without LIBER features.", show_default=DEFAULTS.features)
+    FeatureChoice | None,
+    typer.Option(
+        help="The fused vector (liber), the memory's evidence, both or neither.", show_default=DEFAULTS.features
+    ),
 ]
 Repo = Annotated[Path, typer.Option(help="The feature repo.")]
 Config = Annotated[

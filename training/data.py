@@ -26,20 +26,38 @@ from liber_feast.behavior import (
 )
 from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.errors import ConfigError, DataSetError, StoreNotReady
+from liber_feast.evidence_rows import ITEM_VECTOR, UserEvidence
 from liber_feast.offline_positions import MemoryPositions, SequencePositions, memory_positions, sequence_positions
 from liber_feast.offline_read import STAGE, locate, open_snapshot
 from liber_feast.partition_vectors import ONE_ENCODER
 from liber_feast.ragged import Ragged
 from liber_feast.recent_behaviors import RecentBehaviors
 from liber_feast.repo import feast_errors, open_applied_store
+from training.evidence_samples import ItemTexts, evidence_of, item_texts, with_vectors
 from training.fit_inputs import item_versions
 
-Features = Literal["baseline", "liber"]
+Features = Literal["baseline", "liber", "evidence", "liber+evidence"]
 
-TRAINING_SERVICE: dict[Features, str] = {"baseline": "ctr_baseline", "liber": "ctr_training"}
-SERVING_SERVICE: dict[Features, str] = {"baseline": "ctr_baseline", "liber": "ctr_serving"}
-STAGES: dict[Features, tuple[str, ...]] = {"baseline": ("sequence",), "liber": ("sequence", "vector")}
-COMPUTED_STAGES = frozenset({"sequence", "vector"})
+TRAINING_SERVICE: dict[Features, str] = {
+    "baseline": "ctr_baseline",
+    "liber": "ctr_training",
+    "evidence": "ctr_training",
+    "liber+evidence": "ctr_training",
+}
+SERVING_SERVICE: dict[Features, str] = {
+    "baseline": "ctr_baseline",
+    "liber": "ctr_serving",
+    "evidence": "ctr_serving",
+    "liber+evidence": "ctr_serving",
+}
+STAGES: dict[Features, tuple[str, ...]] = {
+    "baseline": ("sequence",),
+    "liber": ("sequence", "vector"),
+    "evidence": ("sequence", "item_text", "evidence"),
+    "liber+evidence": ("sequence", "vector", "item_text", "evidence"),
+}
+"""The stages that features need. The texts of items are read for all of them where the service has their view."""
+COMPUTED_STAGES = frozenset({"sequence", "vector", "item_text", "evidence"})
 BEHAVIORS = "behaviors"
 BEHAVIOR_COUNT = "behavior_count"
 
@@ -59,10 +77,23 @@ class Samples:
     vectors: Ragged[np.float32] | None = None
     """With LIBER, the partition vectors of every sample over (P, D) vectors."""
     encoder_version: str | None = None
+    item_encoder_version: str | None = None
+    """With item texts, the version of the column `vector` of `catalog`, and of the evidence."""
+    evidence: UserEvidence | None = None
+    """With evidence, that of every sample's memory."""
 
     @property
     def features(self) -> Features:
-        return "baseline" if self.vectors is None else "liber"
+        if self.vectors is None:
+            return "baseline" if self.evidence is None else "evidence"
+        return "liber" if self.evidence is None else "liber+evidence"
+
+    @property
+    def item_width(self) -> int:
+        """The width of an item's vector, 0 without item texts."""
+        if self.catalog is None or self.item_encoder_version is None:
+            return 0
+        return int(pc.max(pc.list_value_length(self.catalog[ITEM_VECTOR])).as_py())
 
     @property
     def labels(self) -> npt.NDArray[np.bool_]:
@@ -101,8 +132,9 @@ def load_samples(repo: Path, *, features: Features) -> Samples:
     with feast_errors(repo):
         service = store.get_feature_service(TRAINING_SERVICE[features])
         views = _views(store, service, stages=STAGES[features])
-        behaviors = _read_view(store, BEHAVIORS)
-        catalog = None if views.item_view is None else item_versions(_read_view(store, views.item_view))
+        behaviors = read_view(store, BEHAVIORS)
+        catalog = None if views.item_view is None else item_versions(read_view(store, views.item_view))
+        texts = _item_texts(store, views, needed="evidence" in features)
     if not behaviors.num_rows:
         raise StoreNotReady(f"{repo} holds no behaviors. Run `liber load DATA --repo {repo}`.")
     scale = _rating_scale(store)
@@ -110,8 +142,12 @@ def load_samples(repo: Path, *, features: Features) -> Samples:
     with feast_errors(repo):
         recent = sequence_positions(store, view_name=views.computed["sequence"], entity_frame=asked)
         memory = None
-        if features == "liber":
+        if "liber" in features:
             memory = memory_positions(store, view_name=views.computed["vector"], entity_frame=asked)
+        evidence = None
+        if "evidence" in features and texts is not None:
+            published = read_view(store, views.computed["evidence"])
+            evidence = evidence_of(asked, published=published, texts=texts)
         rows = asked
         if views.references:
             rows = store.get_historical_features(entity_df=asked, features=views.references).to_arrow()
@@ -122,7 +158,9 @@ def load_samples(repo: Path, *, features: Features) -> Samples:
         like_above=scale.like_above,
         user_columns=views.user_columns,
         item_columns=views.item_columns,
-        catalog=catalog,
+        catalog=catalog if catalog is None or texts is None else with_vectors(catalog, texts=texts),
+        item_encoder_version=None if texts is None else texts.encoder_version,
+        evidence=evidence,
     )
 
 
@@ -135,8 +173,12 @@ def make_samples(
     user_columns: Sequence[str],
     item_columns: Sequence[str],
     catalog: pa.Table | None = None,
+    item_encoder_version: str | None = None,
+    evidence: UserEvidence | None = None,
 ) -> Samples:
     """Return samples from `rows` (keys, rating and plain features) and the positions of what the others see.
+
+    With `item_encoder_version` the items of `catalog` have vectors of that version.
 
     Raises:
         StoreNotReady: `memory` has no vector for any sample.
@@ -158,6 +200,8 @@ def make_samples(
         catalog=catalog,
         vectors=None if memory is None else _vectors(memory),
         encoder_version=None if memory is None else _encoder_version(memory),
+        item_encoder_version=item_encoder_version,
+        evidence=evidence,
     )
 
 
@@ -237,7 +281,7 @@ def _check_names(names: Sequence[str], *, service: FeatureService) -> None:
             )
 
 
-def _read_view(store: FeatureStore, name: str) -> pa.Table:
+def read_view(store: FeatureStore, name: str) -> pa.Table:
     """Return the batch source of a feature view, its columns by the names that Feast and we give them."""
     view: FeatureView = store.get_feature_view(name)
     source = view.batch_source
@@ -245,6 +289,18 @@ def _read_view(store: FeatureStore, name: str) -> pa.Table:
     table = snapshot.renamed(snapshot.read(snapshot.dataset.schema.names))
     time = (source.field_mapping or {}).get(source.timestamp_field, source.timestamp_field)
     return table.rename_columns([EVENT_TIME if name == time else name for name in table.column_names])
+
+
+def _item_texts(store: FeatureStore, views: _Views, *, needed: bool) -> ItemTexts | None:
+    """Return the vectors of items, None where the service or the store has none and they are not `needed`."""
+    if "item_text" not in views.computed or views.item_view is None:
+        return None
+    try:
+        return item_texts(read_view(store, views.computed["item_text"]))
+    except StoreNotReady:
+        if needed:
+            raise
+        return None
 
 
 def _rating_scale(store: FeatureStore) -> RatingScale:

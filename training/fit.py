@@ -20,6 +20,7 @@ from training.batches import SampleBatches
 from training.checkpoint import Checkpoints, fit_identity, read_checkpoint, write_checkpoint
 from training.data import Samples
 from training.fit_inputs import InputOptions, fit_inputs
+from training.fit_match import with_count_scale, with_match_scales
 from training.metrics import Quality, quality
 from training.options import FitOptions, Precision
 from training.split import Split, check_classes, split_by_time
@@ -88,7 +89,7 @@ def prepare(samples: Samples, *, options: FitOptions, split: Split | None = None
     """
     split = split_by_time(samples.times) if split is None else split
     check_classes(samples.labels, split=split, like_above=samples.like_above)
-    vectors = samples.vectors
+    vectors, evidence = samples.vectors, samples.evidence
     spec = fit_inputs(
         samples.table.take(split.train),
         user_columns=samples.user_columns,
@@ -101,12 +102,17 @@ def prepare(samples: Samples, *, options: FitOptions, split: Split | None = None
             memory_width=0 if vectors is None else vectors.values.shape[1],
             fused_width=0 if vectors is None else options.fused_width,
             max_partitions=1 if vectors is None else int(vectors.lengths.max()),
+            item_width=samples.item_width,
+            memory_evidence=evidence is not None,
         ),
     )
+    spec = with_count_scale(spec, evidence=evidence, train=split.train)
+    users = spec.encode_users(samples.table, recent=samples.recent, vectors=vectors, evidence=evidence)
+    items = spec.encode_items(samples.table, times=samples.times)
     return Prepared(
-        spec=spec,
-        users=spec.encode_users(samples.table, recent=samples.recent, vectors=vectors),
-        items=spec.encode_items(samples.table),
+        spec=with_match_scales(spec, users=users, items=items, train=split.train),
+        users=users,
+        items=items,
         labels=samples.labels,
         split=split,
     )

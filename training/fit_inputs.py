@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, USER
+from liber_feast.evidence_rows import ITEM_VECTOR, MatchScales, read_item_vectors
 from liber_feast.fields import InputField, column, encode_fields, floats, lookups, strings
 from liber_feast.inputs import InputSpec, ItemTable
 from liber_feast.offline_read import microsecond_values
@@ -35,6 +36,10 @@ class InputOptions:
     """Width of a partition's vector; 0 leaves LIBER out."""
     fused_width: int = 0
     max_partitions: int = 50
+    item_width: int = 0
+    """Width of an item's vector in the column `vector` of the catalog; 0 leaves item texts out."""
+    memory_evidence: bool = False
+    """Whether the evidence of the long-term memory is compared with candidates."""
 
 
 def fit_inputs(
@@ -48,9 +53,10 @@ def fit_inputs(
     """Return the spec that `samples`, the training part alone, give.
 
     `catalog` holds the attributes of items by `item_id`, one row per version with its `event_timestamp`, as
-    `item_versions` orders them; its items make the item table, so that history items and, at serving, candidates need
-    no attribute read. None takes them from the samples. The fields are the columns named, less
-    free text, less what is neither text, list of texts nor number, and less what has no value often enough.
+    `item_versions` orders them, and the vectors of items where `options` ask for them; its items make the item table,
+    so that history items and, at serving, candidates need no attribute read. None takes them from the samples. The
+    fields are the columns named, less free text, less what is neither text, list of texts nor number, and less what
+    has no value often enough. The scales of matches are left at 1 (`training.fit_match`).
     """
     items = _catalog(samples, item_columns) if catalog is None else catalog
     user_names = [USER, *user_columns] if options.user_id else list(user_columns)
@@ -59,6 +65,7 @@ def fit_inputs(
     ratings = floats(column(samples, "rating", kind=pa.float64()))
     counts = np.log1p(np.nan_to_num(floats(column(samples, "behavior_count", kind=pa.float64()))))
     codes, numbers = encode_fields(items, item_fields, lookups(item_fields))
+    width = options.item_width
     return InputSpec(
         user_fields=user_fields,
         item_fields=item_fields,
@@ -72,13 +79,21 @@ def fit_inputs(
         memory_width=options.memory_width,
         fused_width=options.fused_width,
         max_partitions=options.max_partitions,
+        match=MatchScales(width=width, memory=options.memory_evidence) if width else None,
         items=ItemTable(
             ids=tuple(strings(items, ITEM).to_pylist()),
             times=_times(items),
             codes=np.concatenate([np.zeros((1, codes.shape[1]), np.int32), codes]),
             numbers=np.concatenate([np.zeros((1, *numbers.shape[1:]), np.float32), numbers]),
+            vectors=_vectors(items, width=width) if width else None,
         ),
     )
+
+
+def _vectors(items: pa.Table, *, width: int) -> npt.NDArray[np.float32]:
+    """Return (R + 1, E): the vectors of an item table, zeros for the unknown item."""
+    found = read_item_vectors(items, width=width).take(np.arange(len(items)))
+    return np.concatenate([np.zeros((1, width), np.float32), found])
 
 
 def item_versions(items: pa.Table) -> pa.Table:
@@ -106,7 +121,7 @@ def _catalog(samples: pa.Table, item_columns: Sequence[str]) -> pa.Table:
     encoded = ids.dictionary_encode()
     last = np.zeros(len(encoded.dictionary), np.int64)
     last[encoded.indices.to_numpy(zero_copy_only=False)] = np.arange(len(ids))
-    names = [ITEM, *(name for name in item_columns if name in samples.column_names)]
+    names = [ITEM, *(name for name in (*item_columns, ITEM_VECTOR) if name in samples.column_names)]
     found = samples.select(names).take(pa.array(np.sort(last)))
     return found.sort_by(ITEM)
 
