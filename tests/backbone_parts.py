@@ -10,6 +10,8 @@ from liber_feast.artifact import build_backbone, to_tensors
 from liber_feast.inputs import InputShape, InputSpec
 from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, WIDTH, sample_table
 from training.backbones import BACKBONES
+from training.backbones.attention import DINAttention
+from training.backbones.behaviors import Behaviors
 from training.fit_inputs import InputOptions, fit_inputs
 
 COMMON: dict[str, Any] = {"embedding_width": 4, "hidden": (8, 4), "dropout": 0.0}
@@ -57,3 +59,18 @@ def randomize(module: nn.Module, *, deviation: float = 0.5) -> None:
             weight.normal_(std=deviation)
             if name.endswith("codes.weight"):
                 weight[0] = 0
+
+
+def behaviors_of(inputs_PW: Tensor) -> Behaviors:
+    """Return rows as behaviors of their own without feedback."""
+    return Behaviors(items=inputs_PW, places=None, told=torch.zeros(len(inputs_PW), 0), feedback_3E=torch.zeros(0, 0))
+
+
+def attend(attention: DINAttention, candidate_BW: Tensor, history_BNW: Tensor, mask_BN: Tensor) -> Tensor:
+    """Attend to behaviors whose last component is their feedback; that of the candidates must be the same for all."""
+    behaviors = Behaviors(
+        items=history_BNW[..., :-1], places=None, told=history_BNW[..., -1:], feedback_3E=torch.ones(1, 1)
+    )
+    assert (candidate_BW[:, -1] == candidate_BW[0, -1]).all()
+    pooled: Tensor = attention(candidate_BW[:, :-1], candidate_BW[0, -1:], behaviors, mask_BN)
+    return pooled

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.backbone_parts import batch_of, small
+from tests.backbone_parts import batch_of, behaviors_of, small
 from tests.peers import load_mlp, peer
 from training.backbones.dien import DIEN, NextBehavior, draw
 from training.backbones.embedding import Batch
@@ -39,7 +39,7 @@ def test_the_auxiliary_loss_is_that_of_the_paper() -> None:
     auxiliary = NextBehavior(H, width=W, hidden=(6, 4))
     drawn = drawn_after(packing, seed=32)
     torch.manual_seed(32)
-    found = auxiliary(interest, behavior, items, packing)
+    found = auxiliary(interest, behaviors_of(behavior), items, packing)
     total, count = torch.zeros(()), 0
     for number, (before, other) in enumerate(zip(packing.before_Q, drawn, strict=True)):
         after = len(packing.last_B) + number
@@ -74,7 +74,7 @@ def test_the_auxiliary_loss_is_twice_that_of_deepctr_which_averages_over_both_ki
         torch.tensor(lengths) - 1,
     )
     torch.manual_seed(seed)
-    found = ours(interest, behavior, items, packing)
+    found = ours(interest, behaviors_of(behavior), items, packing)
     torch.testing.assert_close(found, 2 * expected, rtol=1e-5, atol=1e-6)
 
 
@@ -94,13 +94,13 @@ def test_every_behavior_is_drawn_as_often_as_another() -> None:
 def test_a_pair_of_the_same_item_does_not_count() -> None:
     interest, behavior, items, packing = parts([3, 2])
     auxiliary = NextBehavior(H, width=W, hidden=(6,))
-    assert auxiliary(interest, behavior, items, packing) > 0
-    assert auxiliary(interest, behavior, torch.zeros_like(items), packing) == 0
+    assert auxiliary(interest, behaviors_of(behavior), items, packing) > 0
+    assert auxiliary(interest, behaviors_of(behavior), torch.zeros_like(items), packing) == 0
 
 
 def test_histories_without_a_next_behavior_add_nothing() -> None:
     interest, behavior, items, packing = parts([1, 0])
-    assert NextBehavior(H, width=W, hidden=(6,))(interest, behavior, items, packing) == 0
+    assert NextBehavior(H, width=W, hidden=(6,))(interest, behaviors_of(behavior), items, packing) == 0
 
 
 def auxiliary_loss(model: DIEN, batch: Batch, *, seed: int = 0) -> Tensor:
@@ -163,7 +163,7 @@ def test_the_auxiliary_loss_falls_where_interests_tell_what_comes_next() -> None
     auxiliary = NextBehavior(W, width=W, hidden=(16,))
     optimizer, losses = torch.optim.Adam(auxiliary.parameters(), lr=0.05), []
     for _ in range(150):
-        loss = auxiliary(interest, behavior, items, packing)
+        loss = auxiliary(interest, behaviors_of(behavior), items, packing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from liber_feast.artifact import load_artifact
-from tests.backbone_parts import SMALL
+from tests.backbone_parts import SMALL, randomize, small
 from tests.test_training_fit import OPTIONS, Recorder, samples
 from tests.training_parts import sample_table
 from training.artifact import export_run
 from training.backbones import BACKBONES
+from training.backbones.behaviors import DISTINCT, PLACES, Batch
 from training.data import Features
 from training.fit import FitOptions, FittedRun, Prepared, fit, prepare
 
@@ -32,6 +33,12 @@ def options(name: str) -> FitOptions:
 @cache
 def prepared(features: Features) -> Prepared:
     return prepare(samples(features), options=OPTIONS)
+
+
+def batches_of(rows: np.ndarray) -> tuple[Batch, Batch]:
+    """Return a batch as a fit makes it, and as serving has it: without the distinct items."""
+    batch = prepared("liber").load(torch.device("cpu")).batch(rows)
+    return batch, {field: values for field, values in batch.items() if field not in (*DISTINCT, PLACES)}
 
 
 @cache
@@ -58,8 +65,25 @@ def test_a_loaded_run_scores_as_the_fitted_one(tmp_path: Path, name: str) -> Non
     assert type(loaded.model) is type(run.model)
     assert loaded.model.config == run.model.config
     with torch.inference_mode():
-        expected = torch.sigmoid(run.model(prepared("liber").load(torch.device("cpu")).batch(rows))).numpy()
-    np.testing.assert_array_equal(loaded.score(loaded.spec.encode(sample_table().slice(900, 100))), expected)
+        once, every = (torch.sigmoid(run.model(batch)).numpy() for batch in batches_of(rows))
+    found = loaded.score(loaded.spec.encode(sample_table().slice(900, 100)))
+    np.testing.assert_array_equal(found, every)
+    np.testing.assert_allclose(found, once, rtol=1e-5)
+
+
+@EVERY
+def test_what_repeats_in_a_batch_is_embedded_once_with_the_same_logits_and_gradients(name: str) -> None:
+    batches = batches_of(np.arange(700, 800))
+    assert len(batches[0][DISTINCT[0]]) < batches[0][PLACES].numel() / 2
+    found = []
+    for given in batches:
+        model = small(name, shape=prepared("liber").spec.shape)
+        randomize(model, deviation=0.2)
+        logits = model(given)
+        logits.square().mean().backward()
+        found.append([logits.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+    for once, every in zip(*found, strict=True):
+        torch.testing.assert_close(once, every, rtol=1e-4, atol=1e-4)
 
 
 def test_equal_seeds_draw_equal_behaviors_for_the_auxiliary_loss() -> None:

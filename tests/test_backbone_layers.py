@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.backbone_parts import randomize
+from tests.backbone_parts import attend, randomize
 from tests.peers import copy, load_mlp, peer
 from training.backbones.attention import DINAttention
 from training.backbones.autoint import InteractingLayer
@@ -126,7 +126,9 @@ def test_dice_is_that_of_fuxictr_in_training_and_after() -> None:
 def behaviors() -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(13)
     mask_BN = torch.arange(N) < torch.tensor([5, 1, 3, 5, 2, 4, 3])[:, None]
-    return torch.randn(B, E), torch.randn(B, N, E), mask_BN
+    candidate = torch.randn(B, E)
+    candidate[:, -1] = 0.7  # what stands for the feedback is the same for all
+    return candidate, torch.randn(B, N, E), mask_BN
 
 
 @pytest.mark.parametrize("activation", ["relu", "dice"])
@@ -140,7 +142,7 @@ def test_the_attention_of_din_is_that_of_fuxictr(
     )
     linear = [layer for layer in theirs.attention_layer.mlp if isinstance(layer, nn.Linear)]
     load_mlp(linear, None, ours.unit)
-    same(ours(*behaviors), theirs(*behaviors))  # Dice in training mode: with the batch's mean and variance
+    same(attend(ours, *behaviors), theirs(*behaviors))  # Dice in training mode: with the batch's mean and variance
 
 
 @pytest.mark.parametrize("softmax", [False, True], ids=["plain", "softmax"])
@@ -152,7 +154,7 @@ def test_the_attention_of_din_is_that_of_deepctr(behaviors: tuple[Tensor, Tensor
     )
     load_mlp(theirs.local_att.dnn.linears, theirs.local_att.dense, ours.unit)
     expected = theirs(candidate[:, None], history, mask.sum(dim=1, keepdim=True)).squeeze(1)
-    same(ours(candidate, history, mask), expected)
+    same(attend(ours, *behaviors), expected)
 
 
 def test_the_attention_of_dien_is_that_of_fuxictr(behaviors: tuple[Tensor, Tensor, Tensor]) -> None:

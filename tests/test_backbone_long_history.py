@@ -145,7 +145,8 @@ def test_logits_are_those_of_a_loop_that_searches_sample_by_sample(
         recent, candidate = behaviors_of(batch, sample, places[-model.config.window :]), candidates[sample]
         pooled = [torch.zeros_like(candidate), torch.zeros_like(candidate)]
         if length and name == "sim":
-            pooled[0] = model.attention(candidate[None], model.inputs.behaviors(recent), recent["history_mask"])[0]
+            wanted, parts = model.inputs.wanted, model.inputs.behavior_parts(recent)
+            pooled[0] = model.attention(candidate[None, : model.item_width], wanted, parts, recent["history_mask"])[0]
         elif length:
             pooled[0] = attended(model.short, candidate, model.inputs.behaviors(recent)[0])
         if found:

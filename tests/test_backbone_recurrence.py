@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from tests.backbone_parts import behaviors_of
 from tests.peers import copy, load_gates, peer
 from training.backbones import packing as packings
 from training.backbones import recurrence
@@ -65,7 +66,7 @@ def test_the_gru_is_that_of_torch_and_so_are_its_gradients(lengths: list[int]) -
     torch.manual_seed(3)
     gru, packing = GRU(W, hidden_width=H), pack(mask_of(lengths))
     values = torch.randn(len(lengths), N, W, requires_grad=True)
-    states_PH = gru(packing.take(values), packing)
+    states_PH = gru(behaviors_of(packing.take(values)), packing)
     expected_PH = packing.take(gru.gru(values.transpose(0, 1))[0].transpose(0, 1))
     torch.testing.assert_close(states_PH, expected_PH, rtol=0, atol=1e-6)
     direction, learned = torch.randn_like(states_PH), [values, *gru.parameters()]
@@ -129,7 +130,7 @@ def test_all_rows_give_what_the_behaviors_give() -> None:
     gru, augru, values = GRU(W, hidden_width=H), AUGRU(H, hidden_width=H), torch.randn(4, N, W)
     score_BN, ends = torch.randn(4, N), []
     for packing in (pack(mask_BN), every_row(mask_BN)):
-        states = gru(packing.take(values), packing)
+        states = gru(behaviors_of(packing.take(values)), packing)
         attention_P = packing.softmax(packing.take(score_BN[..., None]).squeeze(-1))
         ends.append(augru(states, attention_P, packing)[packing.last_B])
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-6)

@@ -13,6 +13,7 @@ from liber_feast.artifact import to_tensors
 from tests.feature_repo_kit import materialized_repo
 from tests.test_training_fit import OPTIONS, samples
 from tests.training_parts import sample_table, without_vectors
+from training.backbones.behaviors import DISTINCT, PLACES
 from training.data import TRAINING_SERVICE, Features, load_samples
 from training.fit import Prepared, prepare
 
@@ -25,7 +26,7 @@ LOADED = {features: PREPARED[features].load(CPU) for features in FEATURES}
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
+    assert found.keys() - {*DISTINCT, PLACES} == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(found[name].cpu(), tensor), name
@@ -47,6 +48,18 @@ def test_a_batch_is_what_numpy_makes_of_the_same_samples(features: Features, num
 def test_a_batch_is_what_the_lists_of_the_same_samples_give(features: Features) -> None:
     table = sample_table() if features == "liber" else without_vectors(sample_table())
     assert_same(LOADED[features].batch(np.arange(1_000)), to_tensors(PREPARED[features].spec.encode(table)))
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@given(numbers=st.lists(st.integers(0, 999), max_size=40))
+def test_items_that_a_batch_holds_several_times_are_in_it_once_too(features: Features, numbers: list[int]) -> None:
+    batch = LOADED[features].batch(np.array(numbers, np.int64))
+    codes, values = (batch[name] for name in DISTINCT)
+    assert torch.equal(codes[batch[PLACES]], batch["history_codes"])
+    assert torch.equal(values[batch[PLACES]], batch["history_numbers"])
+    encoded = torch.cat([codes.float(), values.flatten(1)], dim=1).tolist()
+    assert len(encoded) == len({tuple(row) for row in encoded})
+    assert set(range(len(encoded))) == set(batch[PLACES].flatten().tolist())
 
 
 @needs_gpu

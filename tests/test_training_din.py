@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from liber_feast.artifact import to_tensors
 from liber_feast.inputs import InputSpec
+from tests.backbone_parts import attend
 from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, WIDTH, sample_table
 from training.backbones.attention import DINAttention
 from training.backbones.din import DIN, DINConfig
@@ -48,32 +49,37 @@ def din(*, fused_width: int = 4, config: DINConfig = SMALL) -> DIN:
     return DIN(spec(fused_width=fused_width).shape, config=config).eval()
 
 
+def candidates(count: int) -> Tensor:
+    """Return candidates that have the same component for the feedback that is yet to come."""
+    return torch.cat([torch.randn(count, W - 1), torch.randn(1, 1).expand(count, 1)], dim=1)
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 2**20), st.lists(st.booleans(), min_size=N, max_size=N), st.booleans())
 def test_what_stands_behind_the_mask_does_not_matter(seed: int, mask: list[bool], softmax: bool) -> None:
     torch.manual_seed(seed)
     attention = DINAttention(W, hidden=(4,), softmax=softmax).eval()
-    candidate, history, there = torch.randn(2, W), torch.randn(2, N, W), torch.tensor([mask, mask])
-    pooled = attention(candidate, history, there)
+    candidate, history, there = candidates(2), torch.randn(2, N, W), torch.tensor([mask, mask])
+    pooled = attend(attention, candidate, history, there)
     other = torch.where(there[..., None], history, torch.randn_like(history) * 100)
-    torch.testing.assert_close(attention(candidate, other, there), pooled)
+    torch.testing.assert_close(attend(attention, candidate, other, there), pooled)
     if not any(mask):
         assert not pooled.any()
 
 
 def test_the_order_of_the_behaviors_does_not_matter() -> None:
     attention = DINAttention(W, hidden=(4,)).eval()
-    candidate, history, there = torch.randn(3, W), torch.randn(3, N, W), torch.rand(3, N) > 0.3
+    candidate, history, there = candidates(3), torch.randn(3, N, W), torch.rand(3, N) > 0.3
     order = torch.randperm(N)
     torch.testing.assert_close(
-        attention(candidate, history[:, order], there[:, order]), attention(candidate, history, there)
+        attend(attention, candidate, history[:, order], there[:, order]), attend(attention, candidate, history, there)
     )
 
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_the_attention_is_that_of_the_paper(softmax: bool) -> None:
     attention = DINAttention(W, hidden=(4, 3), activation_name="prelu", softmax=softmax).eval()
-    candidate, history, there = torch.randn(2, W), torch.randn(2, N, W), torch.rand(2, N) > 0.3
+    candidate, history, there = candidates(2), torch.randn(2, N, W), torch.rand(2, N) > 0.3
     for row in range(2):
         scores = []
         for behavior in history[row]:
@@ -83,7 +89,7 @@ def test_the_attention_is_that_of_the_paper(softmax: bool) -> None:
         if softmax:
             weights = weights.masked_fill(~there[row], -torch.inf).softmax(0)
         expected = (weights * there[row]) @ history[row]
-        torch.testing.assert_close(attention(candidate, history, there)[row], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(attend(attention, candidate, history, there)[row], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dice_is_that_of_the_paper() -> None:

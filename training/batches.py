@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from liber_feast.fields import Floats, Ints
 from liber_feast.inputs import EncodedItems, EncodedUsers, InputSpec
+from training.backbones.behaviors import DISTINCT, PLACES
 from training.windows import load_table, load_windows, window_index
 
 
@@ -47,7 +49,9 @@ class SampleBatches:
         self._item_codes, self._item_numbers = (
             torch.from_numpy(values).to(device) for values in (spec.items.codes, spec.items.numbers)
         )
-        self._history = load_windows(users.history, users.history.values, device=device)
+        rows = _first_equal(spec.items.codes, spec.items.numbers)[users.history.values]
+        self._history = load_windows(users.history, rows, device=device)
+        self._seen = np.zeros(len(spec.items.codes), np.int64)
         self._rating, self._liked = (
             load_table(values, device=device).rows
             for values in (spec.standard_ratings(users.ratings.values), spec.liked(users.ratings.values))
@@ -83,10 +87,36 @@ class SampleBatches:
         places = index_BN.view(-1)
         rows = history.table.rows.index_select(0, places)
         shape_BN = index_BN.shape
-        return {
+        return self._distinct(rows, shape_BN) | {
             "history_codes": self._item_codes.index_select(0, rows).view(*shape_BN, *self._item_codes.shape[1:]),
             "history_numbers": self._item_numbers.index_select(0, rows).view(*shape_BN, *self._item_numbers.shape[1:]),
             "history_mask": there_BN,
             "history_liked": self._liked.index_select(0, places).view(shape_BN),
             "history_rating": self._rating.index_select(0, places).view(shape_BN),
         }
+
+    def _distinct(self, rows_M: Tensor, shape_BN: torch.Size) -> dict[str, Tensor]:
+        """Return the distinct items of a batch, and where each of its behaviors finds its own.
+
+        Not on a GPU, which would have to be waited for: how many there are is not known before.
+        """
+        if rows_M.is_cuda:
+            return {}
+        rows, order = rows_M.numpy(), np.arange(len(rows_M))
+        self._seen[rows] = order
+        one = self._seen[rows]  # of all behaviors of an item the same one
+        is_one = one == order
+        distinct = torch.from_numpy(rows[is_one])
+        places = torch.from_numpy((is_one.cumsum() - 1)[one])
+        codes, numbers = (values.index_select(0, distinct) for values in (self._item_codes, self._item_numbers))
+        return dict(zip((*DISTINCT, PLACES), (codes, numbers, places.view(shape_BN)), strict=True))
+
+
+def _first_equal(codes_RT: Ints, numbers_RV2: Floats) -> Ints:
+    """Return for each item the first row that is encoded as it is."""
+    encoded = np.ascontiguousarray(
+        np.concatenate([codes_RT, numbers_RV2.reshape(len(codes_RT), -1).view(np.int32)], axis=1)
+    )
+    _, first, inverse = np.unique(encoded, axis=0, return_index=True, return_inverse=True)
+    rows: Ints = first[inverse].astype(np.int32)
+    return rows

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from liber_feast.inputs import InputShape
-from training.backbones.embedding import HISTORY, Batch, InputEmbedding
+from training.backbones.behaviors import HISTORY, PLACES, Batch, Behaviors, beside
+from training.backbones.embedding import InputEmbedding
 from training.backbones.layers import Activation, mlp
 from training.backbones.packing import Packing, pack
 from training.backbones.recurrence import AUGRU, GRU
+from training.backbones.rows import take_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,24 +60,25 @@ class NextBehavior(nn.Module):
         super().__init__()
         self.network = mlp(hidden_width + width, hidden=hidden, activation_name="sigmoid")
 
-    def forward(self, interest_PH: Tensor, behavior_PW: Tensor, item_PC: Tensor, packing: Packing) -> Tensor:
+    def forward(self, interest_PH: Tensor, behaviors: Behaviors, item_PC: Tensor, packing: Packing) -> Tensor:
         """Return the loss, a scalar; 0 without any pair. Rows of `item_PC` are equal where items are."""
         first = len(packing.last_B)
         drawn_Q = draw(packing.there_P, count=len(packing.before_Q))
         counts_Q = packing.there_P[first:] & (item_PC[first:] != item_PC[drawn_Q]).any(dim=-1)
-        next_logit_Q, other_logit_Q = self._logits(interest_PH, behavior_PW, drawn_Q, packing)
+        next_logit_Q, other_logit_Q = self._logits(interest_PH, behaviors, drawn_Q, packing)
         loss_Q = F.softplus(-next_logit_Q) + F.softplus(other_logit_Q)
         return (loss_Q * counts_Q).sum() / counts_Q.sum().clamp(min=1)
 
     def _logits(
-        self, interest_PH: Tensor, behavior_PW: Tensor, drawn_Q: Tensor, packing: Packing
+        self, interest_PH: Tensor, behaviors: Behaviors, drawn_Q: Tensor, packing: Packing
     ) -> tuple[Tensor, Tensor]:
         """Return the logits of what came next and of what was drawn; the first layer sees each row but once."""
         layer = cast("nn.Linear", self.network[0])
-        of_interest, of_behavior = layer.weight.split([interest_PH.shape[1], behavior_PW.shape[1]], dim=1)
-        interest = F.linear(interest_PH.index_select(0, packing.before_Q), of_interest, layer.bias)
-        next_Q = torch.arange(len(packing.last_B), len(behavior_PW), device=drawn_Q.device)
-        behavior = F.linear(behavior_PW, of_behavior).index_select(0, torch.cat([next_Q, drawn_Q]))
+        width = interest_PH.shape[1]
+        of_interest, of_behavior = layer.weight[:, :width], layer.weight[:, width:]
+        interest = take_rows(F.linear(interest_PH, of_interest, layer.bias), packing.before_Q)
+        next_Q = torch.arange(len(packing.last_B), len(interest_PH), device=drawn_Q.device)
+        behavior = take_rows(behaviors.linear(of_behavior), torch.cat([next_Q, drawn_Q]))
         next_logit_Q, other_logit_Q = self.network[1:](behavior.unflatten(0, (2, -1)) + interest).squeeze(-1)
         return next_logit_Q, other_logit_Q
 
@@ -117,20 +120,26 @@ class DIEN(nn.Module):
 
     def forward_with_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits (B,) and the weighted auxiliary loss."""
-        logit_B, interest_PH, behavior_PW, packing = self._read(batch)
+        logit_B, interest_PH, behaviors, packing = self._read(batch)
         if self.auxiliary is None:
             return logit_B, logit_B.new_zeros(())
-        items = (packing.take(batch[name]).flatten(1) for name in ("history_codes", "history_numbers"))
-        loss = self.auxiliary(interest_PH, behavior_PW, torch.cat(list(items), dim=1), packing)
+        loss = self.auxiliary(interest_PH, behaviors, item_numbers(batch, packing), packing)
         return logit_B, self.config.auxiliary_weight * loss
 
-    def _read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Packing]:
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor, Behaviors, Packing]:
         """Return the logits, the interest after each behavior, the behaviors, and how these two are packed."""
         packing = pack(batch["history_mask"])
-        behavior_PW = self.inputs.behaviors({name: packing.take(batch[name]) for name in HISTORY})
-        fields_BFE, candidate_BW = self.inputs.fields_and_candidate(batch)
-        interest_PH = self.extraction(behavior_PW, packing)
-        attention_P = self.attention(candidate_BW, interest_PH, packing)
+        embedded = self.inputs(batch)
+        behaviors = embedded.behaviors.packed(packing)
+        interest_PH = self.extraction(behaviors, packing)
+        attention_P = self.attention(beside(embedded.candidate_BC, embedded.wanted_E), interest_PH, packing)
         evolved_BH = self.evolution(interest_PH, attention_P, packing).index_select(0, packing.last_B)
-        logit_B = self.output(torch.cat([fields_BFE.flatten(1), evolved_BH], dim=-1)).squeeze(-1)
-        return logit_B, interest_PH, behavior_PW, packing
+        logit_B = self.output(torch.cat([embedded.fields_BFE.flatten(1), evolved_BH], dim=-1)).squeeze(-1)
+        return logit_B, interest_PH, behaviors, packing
+
+
+def item_numbers(batch: Batch, packing: Packing) -> Tensor:
+    """Return for each packed behavior numbers (P, ...) that are equal where items are."""
+    if PLACES in batch:
+        return packing.take(batch[PLACES])[:, None]
+    return torch.cat([packing.take(batch[name]).flatten(1) for name in HISTORY[:2]], dim=1)

@@ -52,5 +52,5 @@ class DIN(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Return the logits (B,) that the user likes the candidate."""
         embedded = self.inputs(batch)
-        interest_BW = self.attention(embedded.candidate_BW, embedded.history_BNW, embedded.mask_BN)
+        interest_BW = self.attention(embedded.candidate_BC, embedded.wanted_E, embedded.behaviors, embedded.mask_BN)
         return self.output(torch.cat([embedded.fields_BFE.flatten(1), interest_BW], dim=-1)).squeeze(-1)

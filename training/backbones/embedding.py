@@ -12,15 +12,23 @@ from torch import Tensor, nn
 
 from liber_feast.fusion import AttentionFusion, masked_mean
 from liber_feast.inputs import InputShape
+from training.backbones.behaviors import (
+    DISTINCT,
+    FEEDBACK_COUNT,
+    HISTORY,
+    PLACES,
+    Batch,
+    Behaviors,
+    beside,
+    feedback,
+)
 from training.backbones.fields import INITIAL_DEVIATION, FieldEmbedding
 
-Batch = dict[str, Tensor]
+__all__ = ["HISTORY", "Batch", "Embedded", "History", "InputEmbedding", "PooledHistory", "feedback"]
+
 History = Literal["sequence", "mean", "none"]
 """What a backbone sees of h, the recent behaviors: each of them, their mean field by field, or nothing."""
 PooledHistory = Literal["mean", "none"]
-HISTORY = ("history_codes", "history_numbers", "history_mask", "history_liked", "history_rating")
-"""What a batch says of the behaviors, (B, N) and further axes."""
-FEEDBACK_COUNT = 3  # there, liked, standardized rating
 LENGTH_GROUPS = 8
 
 
@@ -30,8 +38,11 @@ class Embedded:
 
     fields_BFE: Tensor
     """User fields, candidate fields, dense features and, with LIBER, the fused vector as the last (equation 7)."""
-    candidate_BW: Tensor
-    history_BNW: Tensor
+    candidate_BC: Tensor
+    """The candidate's item fields side by side."""
+    wanted_E: Tensor
+    """What stands with a candidate in place of feedback: it is a behavior that is yet to come."""
+    behaviors: Behaviors
     mask_BN: Tensor
 
 
@@ -71,30 +82,40 @@ class InputEmbedding(nn.Module):
             self.field_count += 1
 
     def forward(self, batch: Batch) -> Embedded:
-        fields_BFE, candidate_BW = self.fields_and_candidate(batch)
+        item_BFE, items = self._items(batch)
         return Embedded(
-            fields_BFE=fields_BFE,
-            candidate_BW=candidate_BW,
-            history_BNW=self.behaviors(batch),
+            fields_BFE=self._fields(batch, item_BFE, items),
+            candidate_BC=item_BFE.flatten(1),
+            wanted_E=self.wanted,
+            behaviors=self.behavior_parts(batch, items),
             mask_BN=batch["history_mask"],
         )
 
     def fields(self, batch: Batch) -> Tensor:
         """Return all fields (B, F, E), among them the pooled behaviors where `history` is "mean"."""
-        return self._fields(batch, self.item(batch["item_codes"], batch["item_numbers"]))
+        return self._fields(batch, *self._items(batch))
 
     def fields_and_candidate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return all fields (B, F, E), and the candidate (B, W) as a behavior that is yet to come."""
-        item_BFE = self.item(batch["item_codes"], batch["item_numbers"])
-        wanted_BE = self.wanted.expand(len(item_BFE), -1)
-        return self._fields(batch, item_BFE), torch.cat([item_BFE.flatten(1), wanted_BE], dim=-1)
+        item_BFE, items = self._items(batch)
+        return self._fields(batch, item_BFE, items), beside(item_BFE.flatten(1), self.wanted)
 
-    def _fields(self, batch: Batch, item_BFE: Tensor) -> Tensor:
+    def _items(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return the fields of the candidates (B, F, E) and of the distinct items (I, F, E), if the batch has these."""
+        codes, numbers = batch["item_codes"], batch["item_numbers"]
+        if self.history == "none" or PLACES not in batch:
+            return self.item(codes, numbers), None
+        distinct_codes, distinct_numbers = (batch[name] for name in DISTINCT)
+        found = self.item(torch.cat([codes, distinct_codes]), torch.cat([numbers, distinct_numbers]))
+        item_BFE, items_IFE = found.split([len(codes), len(distinct_codes)])
+        return item_BFE, items_IFE
+
+    def _fields(self, batch: Batch, item_BFE: Tensor, items_IFE: Tensor | None) -> Tensor:
         fields = [item_BFE, batch["dense"][..., None] * self.dense]
         if self.user.field_count:
             fields.insert(0, self.user(batch["user_codes"], batch["user_numbers"]))
         if self.history == "mean":
-            fields.append(self.pooled(batch))
+            fields += [self._pooled_items(batch, items_IFE), self._pooled_feedback(batch)]
         if self.fusion is not None:
             fields.append(self.project(self.fused(batch))[:, None])
         return torch.cat(fields, dim=1)
@@ -121,26 +142,38 @@ class InputEmbedding(nn.Module):
         return torch.cat(fused)[order_B.argsort()]
 
     def behaviors(self, batch: Batch) -> Tensor:
-        """Return the behaviors (B, N, W): the item's fields and one more for what the user thought of it.
+        """Return the behaviors (B, N, W): the item's fields and one more for what the user thought of it."""
+        return self.behavior_parts(batch).whole()
+
+    def behavior_parts(self, batch: Batch, items_IFE: Tensor | None = None) -> Behaviors:
+        """Return the behaviors in parts; without `items_IFE` the distinct items are not used.
 
         The batch's `HISTORY` may have other leading axes than (B, N); the behaviors have them too.
         """
-        item = self.item(batch["history_codes"], batch["history_numbers"]).flatten(-2)
-        return torch.cat([item, feedback(batch).to(item.dtype) @ self.feedback], dim=-1)
+        return Behaviors(
+            items=(
+                self.item(batch["history_codes"], batch["history_numbers"]) if items_IFE is None else items_IFE
+            ).flatten(-2),
+            places=None if items_IFE is None else batch[PLACES],
+            told=feedback(batch),
+            feedback_3E=self.feedback,
+        )
 
-    def pooled(self, batch: Batch) -> Tensor:
-        """Return the behaviors as fields (B, F, E): for each of the item's and the feedback the mean over them."""
+    def _pooled_items(self, batch: Batch, items_IFE: Tensor | None) -> Tensor:
+        """Return the items of the behaviors as fields (B, F, E), each the mean over what is there among them."""
+        if items_IFE is not None:
+            codes, numbers = (batch[name] for name in DISTINCT)
+            return self.item.pool_distinct(codes, numbers, items_IFE=items_IFE, places_BN=batch[PLACES])
         mask_BN = batch["history_mask"]
-        item_BFE = self.item.pool(
+        return self.item.pool(
             batch["history_codes"].masked_fill(~mask_BN[..., None], 0),
             batch["history_numbers"].masked_fill(~mask_BN[..., None, None], 0),
         )
-        told_B3 = masked_mean(feedback(batch), mask_BN)
-        return torch.cat([item_BFE, (told_B3 @ self.feedback)[:, None]], dim=1)
 
+    def _pooled_feedback(self, batch: Batch) -> Tensor:
+        """Return the mean of what is told of the behaviors as a field, (B, 1, E)."""
+        return (masked_mean(feedback(batch), batch["history_mask"]) @ self.feedback)[:, None]
 
-def feedback(batch: Batch) -> Tensor:
-    """Return what is told of each behavior, (..., 3): that it is there, was liked, and its standardized rating."""
-    rating = batch["history_rating"]
-    there, liked = (batch[name].to(rating.dtype) for name in ("history_mask", "history_liked"))
-    return torch.stack([there, liked, rating], dim=-1)
+    def pooled(self, batch: Batch) -> Tensor:
+        """Return the behaviors as fields (B, F, E): for each of the item's and the feedback the mean over them."""
+        return torch.cat([self._pooled_items(batch, None), self._pooled_feedback(batch)], dim=1)

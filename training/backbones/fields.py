@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.backbones.rows import sum_rows, take_rows
+
 INITIAL_DEVIATION = 0.05
 
 
@@ -37,7 +39,7 @@ class FieldEmbedding(nn.Module):
 
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
         fields = [
-            self._mean(part)[..., None, :] if several else self.codes(part)
+            self._mean(part)[..., None, :] if several else take_rows(self.codes.weight, part, padding=0)
             for part, (_, several) in zip(
                 codes.split([width for width, _ in self._parts], -1), self._parts, strict=True
             )
@@ -54,6 +56,13 @@ class FieldEmbedding(nn.Module):
             mean_BV2 = total_BV2 / total_BV2[..., 1:].clamp(min=1)
             fields.append(torch.einsum("bvk,vke->bve", mean_BV2, self.numbers))
         return torch.cat(fields, dim=1)
+
+    def pool_distinct(self, codes_IT: Tensor, numbers_IV2: Tensor, *, items_IFE: Tensor, places_BN: Tensor) -> Tensor:
+        """Return what `pool` does of the items `places_BN` among I, which are embedded as `items_IFE`."""
+        counts_IF = torch.stack([(part != 0).sum(dim=-1) for part in codes_IT.split(self.slots, dim=-1)], dim=-1)
+        counts_IF = torch.cat([counts_IF, numbers_IV2[..., 1]], dim=-1)
+        total_BFE = sum_rows((items_IFE * counts_IF[..., None]).flatten(1), places_BN).unflatten(1, items_IFE.shape[1:])
+        return total_BFE / sum_rows(counts_IF, places_BN).clamp(min=1)[..., None]
 
     def _mean(self, codes: Tensor) -> Tensor:
         """Return (..., E) for (..., slots): the mean over the codes that are there, zeros where none is."""

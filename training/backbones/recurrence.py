@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from training.backbones.behaviors import Behaviors
 from training.backbones.packing import Packing
 
 SIGMOID_BACKWARD = torch.ops.aten.sigmoid_backward.grad_input
@@ -47,8 +48,9 @@ class GRU(nn.Module):
         super().__init__()
         self.gru = nn.GRU(width, hidden_width)
 
-    def forward(self, inputs_PW: Tensor, packing: Packing) -> Tensor:
+    def forward(self, behaviors: Behaviors, packing: Packing) -> Tensor:
         """Return the state after each packed row, (P, H)."""
+        inputs_PW = behaviors.whole()
         if inputs_PW.is_cuda:  # packed with all samples in every step
             return self.gru(inputs_PW.unflatten(0, (len(packing.counts), -1)))[0].flatten(0, 1)
         layer = self.gru

@@ -179,7 +179,12 @@ class SIM(nn.Module):
         self, batch: Batch, fields_BFE: Tensor, candidate_BW: Tensor, score_BN: Tensor, found_BN: Tensor
     ) -> Tensor:
         recent = latest(batch, count=self.config.window)
-        short_BW = self.attention(candidate_BW, self.inputs.behaviors(recent), recent["history_mask"])
+        short_BW = self.attention(
+            candidate_BW[:, : self.item_width],
+            self.inputs.wanted,
+            self.inputs.behavior_parts(recent),
+            recent["history_mask"],
+        )
         index_BK, there_BK = top_k(score_BN.detach(), found_BN, count=self.config.found)
         found_BKW = self.inputs.behaviors(take(batch, index_BK, there_BK))
         age_BKT = self.age(index_BK, batch["history_mask"])
