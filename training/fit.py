@@ -247,6 +247,7 @@ def make_optimizer(model: nn.Module, *, options: FitOptions) -> torch.optim.Opti
             {"params": others, "weight_decay": options.weight_decay},
         ],
         lr=options.learning_rate,
+        fused=True,
     )
 
 
