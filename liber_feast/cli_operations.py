@@ -1,4 +1,4 @@
-"""The commands of `liber` for a store that runs for years: forget, republish, encode, compact, backup, restore."""
+"""The commands of `liber` for a store that runs for years, and import-texts for texts that were written elsewhere."""
 
 import sys
 from enum import StrEnum
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `liber`."""
     for command in (forget, republish, encode, compact, backup, restore):
         app.command()(command)
+    app.command("import-texts")(import_texts)
 
 
 def forget(
@@ -56,6 +57,22 @@ def encode(repo: Repo = Path("feature_repo"), as_json: Json = False) -> None:
     from liber_feast.reencode import encode_anew  # noqa: PLC0415
 
     _show(encode_anew(repo, say=_say), title=f"encoded {repo / 'data'}", as_json=as_json)
+
+
+def import_texts(
+    texts: Annotated[Path, typer.Argument(help="JSONL: one object a partition (docs/interest_backends.md).")],
+    model: Annotated[str, typer.Option(help="Who wrote the texts; recorded with every one.")],
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave texts that are missing to the configured backend.")
+    ] = False,
+    repo: Repo = Path("feature_repo"),
+    as_json: Json = False,
+) -> None:
+    """Take texts that were written elsewhere as summaries and shifts of their partitions, and publish; no LLM."""
+    from liber_feast.import_texts import import_texts as take  # noqa: PLC0415
+
+    facts = take(repo, texts, model=model, is_partial=partial, say=_say)
+    _show(facts, title=f"imported {texts} -> {repo / 'data'}", as_json=as_json)
 
 
 def compact(

@@ -67,7 +67,7 @@ def read_100k(folder: Path, *, expected: ExpectedCounts | None = ML_100K) -> Par
     )
     return ParsedSource(
         name="ml-100k",
-        behaviors=_behaviors(paths["u.data"], delimiter="\t"),
+        behaviors=read_ratings(paths["u.data"], delimiter="\t"),
         items=_items(
             movies,
             categories=_flagged(movies.select(list(flags)), genres=genres, path=paths["u.item"]),
@@ -105,7 +105,7 @@ def read_1m(folder: Path, *, expected: ExpectedCounts | None = ML_1M) -> ParsedS
     )
     return ParsedSource(
         name="ml-1m",
-        behaviors=_behaviors(ratings, delimiter="::"),
+        behaviors=read_ratings(ratings, delimiter="::"),
         items=_items(movies, categories=_split(movies["genres"])),
         users=_users(people, occupations=_occupations(people["occupation"], path=users_path), exact_ages=False),
         scale=RatingScale(low=1.0, high=5.0),
@@ -129,7 +129,7 @@ def read_csv_release(folder: Path) -> ParsedSource:
     unchecked = "no README.txt states how many ratings there are, so their number could not be checked"
     return ParsedSource(
         name=name,
-        behaviors=_behaviors(ratings, delimiter=",", header=True),
+        behaviors=read_ratings(ratings, delimiter=",", header=True),
         items=_items(movies, categories=_split(movies["genres"])),
         users=None,
         scale=RatingScale(low=0.5, high=5.0),
@@ -155,7 +155,8 @@ def _stated_counts(folder: Path) -> tuple[str, ExpectedCounts | None]:
     return named[1] if named else name, ExpectedCounts(behaviors=behaviors, users=users, items=items)
 
 
-def _behaviors(path: Path, *, delimiter: str, header: bool = False) -> pa.Table:
+def read_ratings(path: Path, *, delimiter: str, header: bool = False) -> pa.Table:
+    """Return the ratings of a file of user, movie, rating and unix time."""
     names = ("userId", "movieId", "rating", "timestamp")
     kinds = (pa.int64(), pa.int64(), pa.float64(), pa.int64())
     rows = read_delimited(path, columns=dict(zip(names, kinds, strict=True)), delimiter=delimiter, header=header)
