@@ -1,0 +1,215 @@
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from liber_feast.errors import ArtifactError, ConfigError, LiberError
+from tests import test_training_evidence as parts
+from tests.test_training_fit import SMALL
+from training import compare_command
+from training.compare import check_same, clear, held_facts, plain
+from training.comparison import Comparison, Fits, Fitted, Task, claim_folder, read_fitted, run_fits
+from training.comparison_figures import Table
+from training.comparison_report import TABLE, markdown, variants, write_report
+from training.data import Features, Samples
+from training.options import FitOptions
+from training.protocol import FINAL, HISTORY_GROUPS
+
+OPTIONS = FitOptions(batch_size=64, epochs=1, fused_width=4, device="cpu")
+SMALL_DCN = {"embedding_width": 4, "hidden": (8,)}
+CHOSEN = Comparison(
+    backbones=("din", "dcn"),
+    features=("baseline", "evidence"),
+    seeds=2,
+    folds=2,
+    options=OPTIONS,
+    configs={"din": SMALL, "dcn": SMALL_DCN},
+)
+HELD = {"data": "small", "history": "mean"}
+
+
+def samples(features: tuple[Features, ...] = ("baseline", "evidence")) -> Mapping[Features, Samples]:
+    return {name: parts.samples(name) for name in features}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[Task, Fitted]:
+    return run_fits(fits_in(folder), processes=1)
+
+
+def fits_in(folder: Path, chosen: Comparison = CHOSEN) -> Fits:
+    return Fits(chosen, samples=samples(), folder=folder)
+
+
+@pytest.fixture(scope="module")
+def table(folder: Path, found: dict[Task, Fitted]) -> Table:
+    return Table(fits_in(folder), found=found)
+
+
+def document(table: Table) -> dict[str, Any]:
+    facts = held_facts(table, fits=Fits(CHOSEN, samples=samples(), folder=Path()), **HELD)
+    return dict(plain({"backbones": table.to_json(), "held": facts}))
+
+
+def test_every_backbone_is_fitted_on_every_feature_set_block_and_seed(found: dict[Task, Fitted]) -> None:
+    assert len(found) == 2 * 2 * 3 * 2
+    assert {task.block for task in found} == {"fold 1", "fold 2", FINAL}
+    sizes = {task.block: len(one.logits) for task, one in found.items()}
+    assert sizes == {"fold 1": 100, "fold 2": 100, FINAL: 100}
+
+
+def test_fits_that_are_kept_are_not_made_again(folder: Path, found: dict[Task, Fitted]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "fits").iterdir()}
+    again = run_fits(fits_in(folder), processes=1)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "fits").iterdir()} == before
+    assert len(before) == len(found)
+    for task, one in found.items():
+        np.testing.assert_array_equal(again[task].logits, one.logits)
+        assert again[task].facts == one.facts
+
+
+def test_another_option_config_or_seed_is_another_fit(folder: Path, found: dict[Task, Fitted]) -> None:
+    task = Task(features="evidence", block=FINAL, backbone="dcn", seed=0)
+    for chosen in (
+        replace(CHOSEN, options=replace(OPTIONS, learning_rate=0.01)),
+        replace(CHOSEN, configs={**CHOSEN.configs, "dcn": {**SMALL_DCN, "cross_layers": 2}}),
+    ):
+        other = fits_in(folder, chosen)(task)
+        assert not np.array_equal(other.logits, found[task].logits)
+    assert not np.array_equal(found[replace(task, seed=1)].logits, found[task].logits)
+
+
+def test_a_kept_fit_that_cannot_be_read_is_made_again(tmp_path: Path, found: dict[Task, Fitted]) -> None:
+    task = Task(features="baseline", block="fold 1", backbone="dcn", seed=0)
+    fits = fits_in(tmp_path)
+    fits(task)
+    (path,) = (tmp_path / "fits").iterdir()
+    path.write_bytes(path.read_bytes()[:50])
+    assert read_fitted(path) is None
+    np.testing.assert_array_equal(fits(task).logits, found[task].logits)
+    assert read_fitted(path) is not None
+
+
+def test_several_processes_give_the_same_fits(tmp_path: Path, found: dict[Task, Fitted]) -> None:
+    chosen = replace(CHOSEN, backbones=("dcn",), features=("baseline", "evidence"), folds=1)
+    again = run_fits(fits_in(tmp_path, chosen), processes=2)
+    final = [task for task in again if task.block == FINAL]
+    assert final
+    for task in final:
+        np.testing.assert_array_equal(again[task].logits, found[task].logits)
+
+
+def test_figures_are_means_over_paired_seeds(table: Table, found: dict[Task, Fitted]) -> None:
+    row = table.to_json()["dcn"]
+    labels = samples()["baseline"].labels[-100:]
+    aucs = {
+        name: [
+            roc_auc_score(labels, found[Task(features=name, block=FINAL, backbone="dcn", seed=seed)].logits)
+            for seed in range(2)
+        ]
+        for name in CHOSEN.features
+    }
+    assert row["base_auc"] == pytest.approx(np.mean(aucs["baseline"]))
+    assert row["evidence"]["auc"] == pytest.approx(np.mean(aucs["evidence"]))
+    assert row["evidence"]["auc_gain"] == pytest.approx(np.mean(aucs["evidence"]) - np.mean(aucs["baseline"]))
+    assert row["evidence"]["relative_improvement"] == pytest.approx(row["evidence"]["auc_gain"] / row["base_auc"])
+
+
+def test_a_backbone_has_the_figures_that_are_promised(table: Table) -> None:
+    rows = document(table)["backbones"]
+    assert set(rows) == {"din", "dcn"}
+    for row in rows.values():
+        assert {"base_auc", "base_log_loss", "evidence"} <= set(row)
+        assert {"auc", "log_loss", "auc_gain", "user_bootstrap_p", "folds_auc_gain", "folds_p_value"} <= set(
+            row["evidence"]
+        )
+        assert row["evidence"]["folds_auc_gain"] == pytest.approx(np.mean(row["evidence"]["folds_auc_gain_by_fold"]))
+        for name in ("t_test_p", "user_bootstrap_p", "folds_p_value", "folds_user_bootstrap_p"):
+            assert 0 <= row["evidence"][name] <= 1
+        assert set(row["evidence"]["folds_auc_gain_by_history"]) == set(HISTORY_GROUPS)
+    json.dumps(rows, allow_nan=False)
+
+
+def test_a_report_says_in_every_table_what_held(table: Table, tmp_path: Path) -> None:
+    found = document(table)
+    write_report(tmp_path, document=found)
+    text = (tmp_path / TABLE).read_text(encoding="utf-8")
+    assert text == markdown(found)
+    sections = text.split("## ")[1:]
+    assert len(sections) == 4
+    for section in sections:
+        assert "user id no field; last 20 behaviors, compared with the candidate" in section
+        assert "backbones without a sequence see them as: mean" in section
+        assert "evidence" in section
+    assert json.loads((tmp_path / "comparison.json").read_text()) == found
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert list(variants(found["backbones"]["din"])) == ["evidence"]
+
+
+def test_a_folder_serves_one_comparison_and_more_seeds_and_backbones_of_it(tmp_path: Path) -> None:
+    base = samples()["baseline"]
+    claim_folder(tmp_path / "out", identity=CHOSEN.identity(base))
+    more = replace(CHOSEN, seeds=5, backbones=("dcn", "dien"), features=("baseline", "liber"))
+    claim_folder(tmp_path / "out", identity=more.identity(base))
+    for other in (replace(CHOSEN, folds=3), replace(CHOSEN, options=replace(OPTIONS, user_id=True))):
+        with pytest.raises(ArtifactError, match="is of another fit: (folds|user_id) was"):
+            claim_folder(tmp_path / "out", identity=other.identity(base))
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ArtifactError, match="Name another"):
+        claim_folder(tmp_path / "out", identity=CHOSEN.identity(samples()["baseline"]))
+
+
+def test_only_a_folder_of_a_comparison_is_cleared(tmp_path: Path) -> None:
+    claim_folder(tmp_path / "out", identity=CHOSEN.identity(samples()["baseline"]))
+    clear(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"thesis.tex.*which no comparison wrote"):
+        clear(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbones": ("dinn",)}, "'dinn' is unknown"),
+        ({"features": ("baseline", "magic")}, "features 'magic' are unknown. Known: baseline, liber, evidence"),
+        ({"features": ("evidence",)}, "the first are baseline"),
+        ({"seeds": 1}, "--seeds 1: a paired t-test needs 2 seeds or more"),
+    ],
+    ids=["backbone", "features", "no baseline", "one seed"],
+)
+def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(CHOSEN, **changes)
+
+
+def test_behaviors_that_came_meanwhile_are_noticed() -> None:
+    other = replace(samples()["evidence"], table=samples()["evidence"].table.slice(1))
+    with pytest.raises(LiberError, match="changed while evidence features were read"):
+        check_same({"baseline": samples()["baseline"], "evidence": other})
+
+
+def test_options_take_names_with_commas_or_one_by_one() -> None:
+    assert compare_command.split(["din, dcn", "dien"]) == ["din", "dcn", "dien"]
+    assert compare_command.split(None) == []
+
+
+def test_a_backbone_gets_the_flags_that_its_config_has() -> None:
+    options = FitOptions(backbone_config={"attention_hidden": [16]})
+    config = {"options": options, "history": "none", "width": 16}
+    assert compare_command.config_of("din", **config) == {"attention_hidden": [16], "embedding_width": 16}
+    assert compare_command.config_of("dcn", **config) == {"history": "none", "embedding_width": 16}

@@ -1,0 +1,81 @@
+"""`python -m training compare --data`: from a data set to tables, with the commands that a user would run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from liber_feast.errors import ArtifactError, ConfigError
+from tests.feature_repo_kit import copy_feature_repo
+from training.compare import data_name
+from training.compare_command import cli
+from training.data_repo import READY, data_repo
+
+USERS, ITEMS, BEHAVIORS = 12, 30, 45
+
+
+@pytest.fixture
+def movies(tmp_path: Path) -> Path:
+    """Write a small data set in the form of MovieLens latest."""
+    folder = tmp_path / "ml-tiny"
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    genres = ("Comedy", "Drama", "Horror", "War")
+    titles = [f"{number},Film {number} (1999),{genres[number % 4]}" for number in range(1, ITEMS + 1)]
+    rows = []
+    for step in range(BEHAVIORS):
+        for user in range(1, USERS + 1):
+            item = int(random.integers(1, ITEMS + 1))
+            rating = (4.5 if (item + user) % 4 < 2 else 2.0) + 0.5 * int(random.integers(0, 2))
+            rows.append(f"{user},{item},{rating},{1_000_000_000 + 1_000 * step + user}")
+    (folder / "movies.csv").write_text("movieId,title,genres\n" + "\n".join(titles) + "\n", encoding="utf-8")
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_compare_loads_a_data_set_fits_and_ends_with_one_json_object(
+    tmp_path: Path, movies: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    template = copy_feature_repo(tmp_path / "template", behavior={"scale": [1, 5], "like_above": 4.0})
+    out = tmp_path / "out"
+    arguments = ["compare", "--data", str(movies), "--repo", str(template), "--out", str(out), "--seeds", "2"]
+    arguments += ["--backbones", "dcn", "--features", "liber", "--folds", "1", "--epochs", "1", "--device", "cpu"]
+    cli(arguments, standalone_mode=False)
+    document = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert {"auc", "log_loss", "auc_gain", "user_bootstrap_p", "folds_auc_gain", "folds_p_value"} <= set(
+        document["backbones"]["dcn"]["liber"]
+    )
+    assert document["held"]["like_above"] == 3.0  # of the data set, not of the template
+    assert document["held"]["samples"] == USERS * BEHAVIORS
+    assert not (template / "data").exists()
+    repo = out / "feature_repo"
+    assert data_name(repo) == document["held"]["data"]
+    before = (repo / "data" / "memory.db").stat().st_mtime_ns
+    cli(arguments, standalone_mode=False)
+    assert json.loads(capfd.readouterr().out.splitlines()[-1]) == document
+    assert (repo / "data" / "memory.db").stat().st_mtime_ns == before
+    with pytest.raises(ArtifactError, match="has the data set"):
+        data_repo(template, data="synthetic", folder=repo)
+
+
+def test_texts_that_cost_money_are_not_written_in_passing(tmp_path: Path) -> None:
+    template = copy_feature_repo(tmp_path / "template")
+    path = template / "feature_store.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["batch_engine"]["interest"] = {"backend": "openai", "prompt": "movielens"}
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="`interest.backend: openai` cost money"):
+        data_repo(template, data="synthetic", folder=tmp_path / "out" / "feature_repo")
+    assert not (tmp_path / "out" / "feature_repo" / READY).exists()
+
+
+def test_a_folder_without_definitions_is_no_template(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no feature repo"):
+        data_repo(tmp_path, data="synthetic", folder=tmp_path / "out")
+
+
+def test_a_repo_that_nothing_was_loaded_into_is_called_by_its_place(tmp_path: Path) -> None:
+    assert data_name(tmp_path) == str(tmp_path)

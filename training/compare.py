@@ -1,0 +1,117 @@
+"""Compare feature sets on every backbone: from a feature repo to the figures of a comparison."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from liber_feast.datasets.writer import DESCRIPTION
+from liber_feast.errors import ArtifactError, DataSetError
+from training.comparison import BASE, Comparison, Fits, Task, claim_folder, run_fits
+from training.comparison_figures import Table
+from training.data import Features, Samples, load_samples
+from training.run import FitBar
+
+
+def compare(
+    repo: Path, *, comparison: Comparison, folder: Path, data: str, history: str, processes: int, console: Console
+) -> dict[str, Any]:
+    """Make the fits that `folder` lacks and return all figures as JSON values, with what held for all of them.
+
+    `data` and `history` are what tables call the data set, and what backbones without a sequence see of behaviors.
+
+    Raises:
+        ArtifactError: `folder` is of another comparison.
+        LiberError: see `load_samples`, `Fits` and `run_fits`.
+    """
+    with FitBar(console) as bar:
+        samples: dict[Features, Samples] = {}
+        for name in comparison.features:
+            bar.stage(f"reading {name} features")
+            samples[name] = load_samples(repo, features=name)
+        check_same(samples)
+        fits = Fits(comparison, samples=samples, folder=folder)
+        claim_folder(folder, identity=comparison.identity(samples[BASE]))
+        with bar.counting("fitting", len(fits.tasks())) as step:
+
+            def fitted(_: Task) -> None:
+                step(1)
+
+            found = run_fits(fits, processes=processes, on_fit=fitted)
+        bar.stage("resampling users")
+        table = Table(fits, found=found)
+        return plain({"backbones": table.to_json(), "held": held_facts(table, fits=fits, data=data, history=history)})
+
+
+def held_facts(table: Table, *, fits: Fits, data: str, history: str) -> dict[str, Any]:
+    """Return what all fits had in common, and the sizes of the test slices."""
+    options, base = table.comparison.options, fits.samples[BASE]
+    return {
+        "data": data,
+        "samples": len(base.labels),
+        "user_id": options.user_id,
+        "sequence_length": options.sequence_length,
+        "history": history,
+        "window_match": base.item_width > 0,
+        "like_above": base.like_above,
+        "seeds": table.comparison.seeds,
+        "folds": table.comparison.folds,
+        "test_samples": {name: len(part.labels) for name, part in table.parts.items()},
+        "test_users": {name: len(np.unique(part.users)) for name, part in table.parts.items()},
+        "data_fingerprint": base.fingerprint,
+    }
+
+
+def check_same(samples: Mapping[Features, Samples]) -> None:
+    """Check that all feature sets have the same samples in the same order.
+
+    Raises:
+        DataSetError: they have not: behaviors came while they were read.
+    """
+    prints = {name: one.fingerprint for name, one in samples.items()}
+    other = [name for name, found in prints.items() if found != prints[BASE]]
+    if other:
+        raise DataSetError(f"the behaviors changed while {other[0]} features were read. Run the comparison again.")
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier comparison left in `folder`.
+
+    Raises:
+        ArtifactError: it is no folder of a comparison, or cannot be removed.
+    """
+    if not folder.exists():
+        return
+    known = {"fits", "feature_repo", "comparison_of.json", "comparison.md", "comparison.json", "comparison.png"}
+    try:
+        strange = sorted({path.name for path in folder.iterdir()} - known)
+        if strange:
+            raise ArtifactError(
+                f"{folder} holds {strange[0]!r}, which no comparison wrote. Name another one with --out."
+            )
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be removed: {error.strerror}.") from error
+
+
+def data_name(repo: Path) -> str:
+    """Return what the data set of a repo is called, as `liber load` wrote it."""
+    path = repo / "data" / DESCRIPTION
+    try:
+        return str(json.loads(path.read_bytes())["name"])
+    except (OSError, ValueError, KeyError):
+        return str(repo)
+
+
+def plain(value: Any) -> Any:
+    """Return JSON values with null for what is no number."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,87 @@
+"""A feature repo of its own for a data set that is compared on: loaded, applied and materialized once."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from liber_feast.datasets.writer import DESCRIPTION
+from liber_feast.errors import ArtifactError, ConfigError
+from liber_feast.quickstart import Steps, script_of
+from liber_feast.repo import fits_prompt
+from liber_feast.tensor_file import write_atomically
+from training.variant_repo import LOCAL
+
+READY = "ready.json"
+"""Written last, with the data set that the repo has."""
+FREE = "extractive"
+
+
+def data_repo(template: Path, *, data: str, folder: Path) -> Path:
+    """Return the feature repo `folder`, with the definitions of `template` and the data set `data` materialized.
+
+    Where it is there already, nothing is done. Nothing of `template` is written to; its data stays behind. The texts
+    are those of the extractive backend: an LLM's cost money, and are not written in passing.
+
+    Raises:
+        ArtifactError: `folder` has another data set.
+        ConfigError: the template is no feature repo, or its backend is an LLM.
+        StepFailed: a step failed.
+    """
+    if (folder / READY).exists():
+        found = json.loads((folder / READY).read_bytes())["data"]
+        if found != data:
+            raise ArtifactError(f"{folder} has the data set {found!r}, not {data!r}. Name another folder with --out.")
+        return folder
+    if folder.exists():  # of a run that was cut off
+        shutil.rmtree(folder)
+    if not (template / "feature_store.yaml").is_file():
+        raise ConfigError(f"{template} is no feature repo: it has no feature_store.yaml. Name one with --repo.")
+    shutil.copytree(template, folder, ignore=shutil.ignore_patterns("data", "data-*", "__pycache__"))
+    _configure(folder / "feature_store.yaml", changes=LOCAL_ENGINE)
+    steps = Steps()
+    command = [script_of("liber"), "load", data, "--repo", str(folder.resolve()), "--json"]
+    loaded = steps.run("load", command)
+    description = json.loads((folder / "data" / DESCRIPTION).read_text(encoding="utf-8"))
+    _configure(folder / "feature_store.yaml", changes=_for_data(loaded, scale=description["scale"]))
+    steps.run("apply", [script_of("feast"), "apply"], cwd=folder, is_json=False)
+    window = [description["start"], description["end"]]
+    steps.run("materialize", [script_of("feast"), "materialize", *window], cwd=folder, is_json=False)
+    write_atomically(folder / READY, json.dumps({"data": data}).encode())
+    return folder
+
+
+LOCAL_ENGINE: Mapping[str, Any] = {"memory": LOCAL["memory"], "on_the_fly": "inline", "fusion": {"weights": None}}
+
+
+def _for_data(loaded: Mapping[str, Any], *, scale: Mapping[str, float]) -> dict[str, Any]:
+    """Return the engine block's keys that fit the data set."""
+    behavior = {"scale": [scale["low"], scale["high"]], "like_above": scale["like_above"]}
+    fits = fits_prompt(loaded["prompt"], in_use=loaded["prompt_in_use"])
+    return {"behavior": behavior} if fits else {"behavior": behavior, "interest": {"prompt": loaded["prompt"]}}
+
+
+def _configure(path: Path, *, changes: Mapping[str, Any]) -> None:
+    """Keep everything of the copy in its own folder, and change keys of the engine block."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        block, registry = config["batch_engine"], config["registry"]
+        backend = block["interest"]["backend"]
+        config["registry"] = (
+            {**registry, "path": LOCAL["registry"]} if isinstance(registry, dict) else LOCAL["registry"]
+        )
+        config["online_store"] = {"type": "sqlite", "path": LOCAL["online"]}
+        block |= {name: value for name, value in changes.items() if name != "interest"}
+        block["interest"] |= changes.get("interest", {})
+        block.pop("metrics", None)
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be used for a data set of its own: {error}.") from error
+    if backend != FREE:
+        raise ConfigError(
+            f"{path}: the texts of `interest.backend: {backend}` cost money. Load and materialize the data set"
+            " yourself, and compare with --repo alone."
+        )
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
