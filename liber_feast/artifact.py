@@ -47,7 +47,7 @@ class RunFacts:
     """`module:Class` of the backbone."""
     backbone_config: Mapping[str, Any]
     features: str
-    """`baseline`, `liber`, `evidence` or `liber+evidence`."""
+    """`baseline`, `liber`, `evidence`, `liber+evidence` or `kar`."""
     feature_service: str
     """What serving reads."""
     training_service: str

@@ -1,6 +1,7 @@
 """What `liber_feast.inputs` makes of feature rows: shapes, the item table, and users and items as arrays."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,8 @@ from liber_feast.evidence_rows import TableRows, UserEvidence
 from liber_feast.fields import Floats, Ints
 from liber_feast.ragged import Ragged
 
+MemoryKind = Literal["partitions", "knowledge"]
+"""Whose vectors a memory has: those of partitions, which LIBER fuses, or that of one text over the history (KAR)."""
 DENSE_COUNT = 3
 """Dense numbers of a sample without item texts."""
 
@@ -31,6 +34,7 @@ class InputShape:
     """D, the width of a partition's vector; 0 without LIBER."""
     fused_width: int = 0
     """F, the width of the fused vector; 0 without LIBER."""
+    memory_kind: MemoryKind = "partitions"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

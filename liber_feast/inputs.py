@@ -30,7 +30,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from liber_feast.behavior import ITEM
-from liber_feast.encoded import DENSE_COUNT, EncodedItems, EncodedUsers, InputShape, ItemTable
+from liber_feast.encoded import DENSE_COUNT, EncodedItems, EncodedUsers, InputShape, ItemTable, MemoryKind
 from liber_feast.errors import ConfigError
 from liber_feast.evidence_rows import (
     ITEM_VECTOR,
@@ -60,7 +60,7 @@ from liber_feast.pit import as_of, key_codes
 from liber_feast.ragged import Ragged, list_values
 from liber_feast.recent_behaviors import RecentBehaviors, read_recent_behaviors
 
-__all__ = ["Batch", "EncodedItems", "EncodedUsers", "InputShape", "InputSpec", "ItemTable"]
+__all__ = ["Batch", "EncodedItems", "EncodedUsers", "InputShape", "InputSpec", "ItemTable", "MemoryKind"]
 
 Batch = dict[str, np.ndarray[Any, Any]]
 
@@ -82,6 +82,7 @@ class InputSpec:
     memory_width: int = 0
     fused_width: int = 0
     max_partitions: int = 50
+    memory_kind: MemoryKind = "partitions"
     match: MatchScales | None = None
     """How evidence is compared with candidates; None without item texts."""
     items: ItemTable
@@ -100,6 +101,7 @@ class InputSpec:
             dense_count=DENSE_COUNT + (0 if self.match is None else self.match.dense_count),
             memory_width=self.memory_width,
             fused_width=self.fused_width,
+            memory_kind=self.memory_kind,
         )
 
     def encode(self, rows: pa.Table) -> Batch:
@@ -371,6 +373,7 @@ _PLAIN_NAMES = (
     "memory_width",
     "fused_width",
     "max_partitions",
+    "memory_kind",
 )
 
 

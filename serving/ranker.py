@@ -206,6 +206,11 @@ class Ranker:
         return np.clip(scores.astype(np.float64), LEAST_SCORE, 1 - LEAST_SCORE)
 
     def _check_features(self) -> None:
+        if self._spec.memory_kind == "knowledge":
+            raise ArtifactError(
+                f"{self.model.run} reads the texts of KAR, which are no features of the store: such runs are there to"
+                " be compared. Serve a run of other features."
+            )
         wanted = {*self._user_names, *(("fused", FUSION_VERSION) if self._reads_interests else ())}
         wanted |= {*EVIDENCE_NAMES, ENCODER_VERSION} if self._reads_evidence else set()
         of_items = {*self._item_names, *(() if self._spec.match is None else (ITEM_VECTOR, ENCODER_VERSION))}

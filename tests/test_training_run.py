@@ -231,7 +231,7 @@ def test_a_damaged_run_is_refused_in_one_line(tmp_path: Path, damage: Callable[[
 
 def test_an_unknown_backbone_is_refused_with_those_known() -> None:
     with pytest.raises(
-        ConfigError, match="'dinn' is unknown. Known: dcn, deepfm, xdeepfm, autoint, fibinet, din, dien;"
+        ConfigError, match="'dinn' is unknown. Known: dcn, deepfm, xdeepfm, autoint, fibinet, din, dien, sim, eta;"
     ):
         backbone_reference("dinn")
 

@@ -38,6 +38,7 @@ class FeatureChoice(StrEnum):
     LIBER = "liber"
     EVIDENCE = "evidence"
     LIBER_AND_EVIDENCE = "liber+evidence"
+    KAR = "kar"
 
 
 class DeviceChoice(StrEnum):
@@ -67,7 +68,8 @@ Backbone = Annotated[
 FeatureOption = Annotated[
     FeatureChoice | None,
     typer.Option(
-        help="The fused vector (liber), the memory's evidence, both or neither.", show_default=DEFAULTS.features
+        help="The fused vector (liber), the memory's evidence, both or neither; or the texts of KAR.",
+        show_default=DEFAULTS.features,
     ),
 ]
 Repo = Annotated[Path, typer.Option(help="The feature repo.")]

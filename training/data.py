@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -35,23 +35,28 @@ from liber_feast.recent_behaviors import RecentBehaviors
 from liber_feast.repo import feast_errors, open_applied_store
 from training.evidence_samples import ItemTexts, evidence_of, item_texts, with_vectors
 from training.fit_inputs import item_versions
+from training.knowledge import Knowledge
+from training.knowledge_texts import load_knowledge
 
-Features = Literal["baseline", "liber", "evidence", "liber+evidence"]
+Features = Literal["baseline", "liber", "evidence", "liber+evidence", "kar"]
 
 TRAINING_SERVICE: dict[Features, str] = {
     "baseline": "ctr_baseline",
     "liber": "ctr_training",
     "evidence": "ctr_training",
     "liber+evidence": "ctr_training",
+    "kar": "ctr_baseline",
 }
 SERVING_SERVICE: dict[Features, str] = {
     "baseline": "ctr_baseline",
     "liber": "ctr_serving",
     "evidence": "ctr_serving",
     "liber+evidence": "ctr_serving",
+    "kar": "ctr_baseline",
 }
 STAGES: dict[Features, tuple[str, ...]] = {
     "baseline": ("sequence",),
+    "kar": ("sequence",),
     "liber": ("sequence", "vector"),
     "evidence": ("sequence", "item_text", "evidence"),
     "liber+evidence": ("sequence", "vector", "item_text", "evidence"),
@@ -81,9 +86,13 @@ class Samples:
     """With item texts, the version of the column `vector` of `catalog`, and of the evidence."""
     evidence: UserEvidence | None = None
     """With evidence, that of every sample's memory."""
+    knowledge: Knowledge | None = None
+    """With KAR, the texts over the users' histories."""
 
     @property
     def features(self) -> Features:
+        if self.knowledge is not None:
+            return "kar"
         if self.vectors is None:
             return "baseline" if self.evidence is None else "evidence"
         return "liber" if self.evidence is None else "liber+evidence"
@@ -126,7 +135,7 @@ def load_samples(repo: Path, *, features: Features) -> Samples:
         StoreNotReady: no feature repo, one that was never applied, loaded or, with LIBER, materialized.
         ConfigError: the store lacks a feature that training needs, or its service has a view that training cannot use.
         InvalidBehaviors: behaviors without ratings, which are the labels, or with other faults.
-        DataSetError: vectors that cannot be used.
+        DataSetError: vectors that cannot be used, or, with KAR, a text that could not be had.
     """
     store = open_applied_store(repo)
     with feast_errors(repo):
@@ -151,7 +160,7 @@ def load_samples(repo: Path, *, features: Features) -> Samples:
         rows = asked
         if views.references:
             rows = store.get_historical_features(entity_df=asked, features=views.references).to_arrow()
-    return make_samples(
+    samples = make_samples(
         rows,
         recent=recent,
         memory=memory,
@@ -162,6 +171,12 @@ def load_samples(repo: Path, *, features: Features) -> Samples:
         item_encoder_version=None if texts is None else texts.encoder_version,
         evidence=evidence,
     )
+    if features != "kar":
+        return samples
+    knowledge = load_knowledge(
+        repo, table=samples.table, times=samples.times, like_above=scale.like_above, item_columns=views.item_columns
+    )
+    return replace(samples, knowledge=knowledge, encoder_version=knowledge.encoder)
 
 
 def make_samples(

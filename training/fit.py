@@ -90,6 +90,8 @@ def prepare(samples: Samples, *, options: FitOptions, split: Split | None = None
     split = split_by_time(samples.times) if split is None else split
     check_classes(samples.labels, split=split, like_above=samples.like_above)
     vectors, evidence = samples.vectors, samples.evidence
+    if samples.knowledge is not None:
+        vectors = samples.knowledge.seen(samples.times, until=int(samples.times[split.validation].min()))
     spec = fit_inputs(
         samples.table.take(split.train),
         user_columns=samples.user_columns,
@@ -102,6 +104,7 @@ def prepare(samples: Samples, *, options: FitOptions, split: Split | None = None
             memory_width=0 if vectors is None else vectors.values.shape[1],
             fused_width=0 if vectors is None else options.fused_width,
             max_partitions=1 if vectors is None else int(vectors.lengths.max()),
+            memory_kind="partitions" if samples.knowledge is None else "knowledge",
             item_width=samples.item_width,
             memory_evidence=evidence is not None,
         ),

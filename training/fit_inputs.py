@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, USER
 from liber_feast.evidence_rows import ITEM_VECTOR, MatchScales, read_item_vectors
 from liber_feast.fields import InputField, column, encode_fields, floats, lookups, strings
-from liber_feast.inputs import InputSpec, ItemTable
+from liber_feast.inputs import InputSpec, ItemTable, MemoryKind
 from liber_feast.offline_read import microsecond_values
 from liber_feast.pit import LOWEST
 from liber_feast.ragged import list_values
@@ -36,6 +36,7 @@ class InputOptions:
     """Width of a partition's vector; 0 leaves LIBER out."""
     fused_width: int = 0
     max_partitions: int = 50
+    memory_kind: MemoryKind = "partitions"
     item_width: int = 0
     """Width of an item's vector in the column `vector` of the catalog; 0 leaves item texts out."""
     memory_evidence: bool = False
@@ -79,6 +80,7 @@ def fit_inputs(
         memory_width=options.memory_width,
         fused_width=options.fused_width,
         max_partitions=options.max_partitions,
+        memory_kind=options.memory_kind,
         match=MatchScales(width=width, memory=options.memory_evidence) if width else None,
         items=ItemTable(
             ids=tuple(strings(items, ITEM).to_pylist()),

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
+import pyarrow as pa
+
 from liber_feast.errors import DataSetError, StoreFailure
 from liber_feast.interest import InterestLearner, LearnedText, SummaryRequest
+from liber_feast.pit import Ints
 from liber_feast.repo import open_repo_job
-from training.data import Samples
 from training.knowledge import Knowledge, cut_times, plan_knowledge
 
 FOLDER = "knowledge"
@@ -104,8 +106,10 @@ def learn_texts(
     return [known[key] for key in keys]
 
 
-def load_knowledge(repo: Path, *, samples: Samples, progress: Callable[[int], object] = lambda _: None) -> Knowledge:
-    """Return the texts that `samples` see, encoded by the encoder of `repo` as it is, without a PCA.
+def load_knowledge(
+    repo: Path, *, table: pa.Table, times: Ints, like_above: float, item_columns: Sequence[str]
+) -> Knowledge:
+    """Return the texts that samples see, the rows of `table` at `times`, as vectors of the repo's BERT, without a PCA.
 
     Raises:
         DataSetError: a text could not be had.
@@ -113,15 +117,10 @@ def load_knowledge(repo: Path, *, samples: Samples, progress: Callable[[int], ob
     """
     job = open_repo_job(repo)
     try:
-        plan = plan_knowledge(
-            samples.table,
-            cuts=cut_times(samples.times),
-            like_above=samples.like_above,
-            item_columns=samples.item_columns,
-        )
+        plan = plan_knowledge(table, cuts=cut_times(times), like_above=like_above, item_columns=item_columns)
         folder = repo / "data" / FOLDER
         file = TextFile(folder, model=job.learner.model, prompt_version=job.learner.prompt_version)
-        texts = learn_texts(plan.requests, learner=job.learner, file=file, progress=progress)
+        texts = learn_texts(plan.requests, learner=job.learner, file=file)
         bert = job.encoding.bert()
         return Knowledge(plan=plan, vectors=bert.encode(texts), encoder=bert.model_hash[:16])
     finally:

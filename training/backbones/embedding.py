@@ -23,6 +23,7 @@ from training.backbones.behaviors import (
     feedback,
 )
 from training.backbones.fields import INITIAL_DEVIATION, FieldEmbedding
+from training.backbones.kar import KnowledgeAdaptor
 
 __all__ = ["HISTORY", "Batch", "Embedded", "History", "InputEmbedding", "PooledHistory", "feedback"]
 
@@ -50,7 +51,8 @@ class InputEmbedding(nn.Module):
     """Embed a batch of `liber_feast.inputs`; behaviors and candidates share the item embeddings.
 
     With LIBER (`shape.memory_width` > 0) the batch holds `vectors` and `sealed`, which the fusion turns into one
-    vector, or `fused`, the same vector computed before; both give the same fields.
+    vector, or `fused`, the same vector computed before; both give the same fields. With KAR they are the one text of
+    each user, and its adaptor takes the place of the fusion.
 
     A backbone that attends to behaviors calls the module; one of fields alone says `history` and calls `fields`.
     """
@@ -73,9 +75,10 @@ class InputEmbedding(nn.Module):
         self.field_count = self.user.field_count + self.item.field_count + shape.dense_count
         if history == "mean":
             self.field_count += self.item.field_count + 1
-        self.fusion: AttentionFusion | None = None
+        self.fusion: AttentionFusion | KnowledgeAdaptor | None = None
         if shape.memory_width:
-            self.fusion = AttentionFusion(width=shape.memory_width, fused_width=shape.fused_width)
+            kind = KnowledgeAdaptor if shape.memory_kind == "knowledge" else AttentionFusion
+            self.fusion = kind(width=shape.memory_width, fused_width=shape.fused_width)
             self.project = (
                 nn.Linear(shape.fused_width, width, bias=False) if shape.fused_width != width else nn.Identity()
             )
@@ -126,8 +129,10 @@ class InputEmbedding(nn.Module):
             return batch["fused"]
         assert self.fusion is not None, "a batch without LIBER has no fused vector"
         vectors_BPD, sealed_BP = batch["vectors"], batch["sealed"]
-        # On a GPU the padding is cheaper than waiting for the lengths.
-        return self.fusion(vectors_BPD, sealed_BP) if vectors_BPD.is_cuda else self._by_length(vectors_BPD, sealed_BP)
+        # One text has one length. On a GPU the padding is cheaper than waiting for the lengths.
+        if vectors_BPD.is_cuda or isinstance(self.fusion, KnowledgeAdaptor):
+            return self.fusion(vectors_BPD, sealed_BP)
+        return self._by_length(vectors_BPD, sealed_BP)
 
     def _by_length(self, vectors_BPD: Tensor, sealed_BP: Tensor) -> Tensor:
         """Fuse samples of like partition counts together: most have few, and padding costs as much as partitions."""

@@ -7,6 +7,8 @@ Shape suffixes: B samples in the batch, S kinds of knowledge, P texts of one kin
 vector, F width of what joins the input.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +51,7 @@ class HybridExpertAdaptor(nn.Module):
         )
 
     def _augmented(self, kind: int, text_BD: Tensor) -> Tensor:
-        experts = (*self.shared, *self.dedicated[kind])
+        experts = [*self.shared, *cast("nn.ModuleList", self.dedicated[kind])]
         weight_BX = self.gates[kind](text_BD).softmax(dim=-1)
         expert_BXF = torch.stack([expert(text_BD) for expert in experts], dim=1)
         return torch.einsum("bx,bxf->bf", weight_BX, expert_BXF)
