@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from liber_feast.abandoned import remove_abandoned
 from liber_feast.errors import ConfigError, MemoryFailure, RetryableError, StoreNotReady
 from liber_feast.job import open_memory, repo_folder
 from liber_feast.memory import Memory
@@ -54,6 +55,7 @@ def backup(repo: Path, target: Path, *, say: Callable[[str], object]) -> dict[st
         raise ConfigError(f"{target} exists. Name a new folder: a backup is never written over another one.")
     open_memory(config, create=False).close()
     base, file = repo_folder(config), _file(config)
+    remove_abandoned(target.parent, prefix=f".{target.name}-")
     part = target.with_name(f".{target.name}-{os.getpid()}")
     try:
         part.mkdir(parents=True)
@@ -111,7 +113,9 @@ def restore(repo: Path, source: Path, *, say: Callable[[str], object]) -> dict[s
 
 
 def _file(config: "RepoConfig") -> Path | None:
-    return database_file(parse_url(config.batch_engine.memory), base=repo_folder(config))
+    """Return the file of the memory, absolute: a URL made of it is relative to no folder."""
+    file = database_file(parse_url(config.batch_engine.memory), base=repo_folder(config))
+    return None if file is None else file.absolute()
 
 
 def _copy_database(file: Path, target: Path) -> None:
@@ -195,7 +199,8 @@ def _file_in_place(source: Path, *, file: Path, known: Mapping[str, Tombstone]) 
     part = file.with_name(f".{file.name}-{os.getpid()}")
     try:
         _copy_database(source, part)
-        memory = Memory.open(sa.URL.create("sqlite", database=str(part)).render_as_string(), base=part.parent)
+        url = sa.URL.create("sqlite", database=str(part)).render_as_string()
+        memory = Memory.open(url, base=part.parent, create=False)
         forgotten_count = _make_own(memory, known)
         if forgotten_count:
             erase_deleted(memory)

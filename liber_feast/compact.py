@@ -32,7 +32,7 @@ def compact(repo: Path, *, retention: str, is_now: bool, say: Callable[[str], ob
 
     Raises:
         StoreNotReady: there is no feature repo, or one that was never applied.
-        ConfigError: the retention is no time, or too short.
+        ConfigError: the retention is no number of hours or days, or too short.
         RetryableError, StoreFailure: a table cannot be written; it is to be run again.
     """
     hours = 0 if is_now else retention_hours(retention)
@@ -61,7 +61,7 @@ def retention_hours(retention: str) -> int:
     """
     found = re.fullmatch(r"([0-9]{1,5})([hd])", retention.strip())
     if found is None:
-        raise ConfigError(f"--retention {retention!r} is no time. Say hours or days, for example 12h or 7d.")
+        raise ConfigError(f"--retention {retention!r} is no number of hours or days. Say 12h or 7d, for example.")
     kept = timedelta(**{_UNITS[found[2]]: int(found[1])})
     if kept < SHORTEST:
         raise ConfigError(

@@ -38,6 +38,15 @@ class BehaviorConfig(_Block):
     like_above: float = 3.0
     """A rating above this is a like, in texts and as the training label."""
 
+    @model_validator(mode="after")
+    def _in_order(self) -> "BehaviorConfig":
+        low, high = self.scale
+        if not low < high:
+            raise ValueError(f"scale is from the lowest to the highest rating, and {low:g} is not below {high:g}")
+        if not low <= self.like_above < high:
+            raise ValueError(f"like_above must be from {low:g} to below {high:g}, or every or no rating is a like")
+        return self
+
     def rating_scale(self) -> RatingScale:
         """Return the two keys as one value."""
         low, high = self.scale

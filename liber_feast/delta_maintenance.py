@@ -63,11 +63,13 @@ class Numbered:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compacted:
-    """What a table was before and is now; bytes are those of its folder's files that were removed."""
+    """What a table was before and is now."""
 
     files_before: int
+    """Of its newest version."""
     files_after: int
     removed_count: int
+    """Data files that were there before and are gone; of a table that is on no local disk, those that were named."""
 
 
 def replace(
@@ -162,18 +164,27 @@ def compact(place: Place, *, retention_hours: int) -> Compacted:
     Raises:
         RetryableError, StoreFailure: as `delete_users`.
     """
-    files_before = len(place.open().file_uris())
+    files_before, there_before = len(place.open().file_uris()), _data_files(place)
     _retrying(place, lambda: _join_files(place))
     removed = set(_retrying(place, lambda: _vacuum(place, hours=retention_hours, full=False)))
     hours = max(retention_hours, HOUR_OF_GRACE)  # what killed writers left
     removed |= set(_retrying(place, lambda: _vacuum(place, hours=hours, full=True)))
     swept_count = _retrying(place, lambda: _sweep(place, hours=hours))
     _retrying(place, lambda: _clean_log(place, hours=retention_hours))
-    return Compacted(
-        files_before=files_before,
-        files_after=len(place.open().file_uris()),
-        removed_count=len(removed) + swept_count,
+    gone_count = (
+        len(removed) + swept_count if there_before is None else len(there_before - (_data_files(place) or set()))
     )
+    return Compacted(files_before=files_before, files_after=len(place.open().file_uris()), removed_count=gone_count)
+
+
+def _data_files(place: Place) -> set[Path] | None:
+    """Return the files below a local table's folder but for its log; None where it is on no local disk.
+
+    deltalake names files of older versions as removed that an earlier run has removed already.
+    """
+    if "://" in place.path:
+        return None
+    return {path for path in Path(place.path).rglob("*") if path.is_file() and "_delta_log" not in path.parts}
 
 
 def _join_files(place: Place) -> None:

@@ -24,7 +24,16 @@ from tqdm import tqdm
 
 from liber_feast import stream_metrics
 from liber_feast.background import BackgroundDrain
-from liber_feast.behavior import BEHAVIOR_ID, EVENT_TIME, ITEM, RATING, USER, CheckedBehaviors, check_behaviors
+from liber_feast.behavior import (
+    BEHAVIOR_ID,
+    EVENT_TIME,
+    ITEM,
+    RATING,
+    USER,
+    CheckedBehaviors,
+    canonical_times,
+    check_behaviors,
+)
 from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.errors import (
     BackendRefused,
@@ -41,6 +50,7 @@ from liber_feast.errors import (
 from liber_feast.job import forget_online, liber_views, open_job, open_registry, repo_folder
 from liber_feast.materialize import Job, Report, utc_microseconds
 from liber_feast.memory.backfill import append_in_groups
+from liber_feast.memory.tombstones import Flags, is_forgotten
 from liber_feast.offline_pull import Pull
 from liber_feast.offline_read import STAGE, locate, open_snapshot
 from liber_feast.origin import CONFIGURATION
@@ -161,7 +171,7 @@ class LiberComputeEngine(ComputeEngine):
             what = "texts" if isinstance(stopped, (BackendRefused, BackendUnreachable)) else "features"
             whom = LEFT_TO[self.config.on_the_fly]
             logger.warning("push: %s; %s are left to %s: %s", report.line(), what, whom, stopped.message)
-        elif report.failed_count or report.exhausted:
+        elif report.failed_count or report.exhausted or (report.missing_text_count and report.sealed_count):
             logger.warning("push: %s", report.line())
         elif report.duplicate_count or report.late_count:
             logger.info("push: %s", report.line())
@@ -198,6 +208,12 @@ class LiberComputeEngine(ComputeEngine):
                     column=column,
                 )
         return checked
+
+    def is_forgotten(self, registry: BaseRegistry, table: pa.Table) -> Flags:
+        """Return which rows of a valid behavior table are of forgotten users, up to when they were forgotten."""
+        times = canonical_times(table[EVENT_TIME]).cast(pa.int64()).to_numpy()
+        with self.job(registry).memory.reading() as connection:
+            return is_forgotten(connection, table[USER], times=times)
 
     def job(self, registry: BaseRegistry) -> Job:
         """Return the job of this feature repo, opened once and anew where its views, prompt or memory changed.

@@ -91,15 +91,22 @@ class LiberProvider(PassthroughProvider):
     def ingest_df_to_offline_store(self, feature_view: FeatureView, table: pa.Table) -> None:
         """Append pushed rows to the log, as Feast does; behaviors are checked first, as in `ingest_df`.
 
+        What a tombstone of the memory refuses does not come back into the log either.
+
         Raises:
             InvalidBehaviors: a row breaks the schema; nothing was written.
+            RetryableError, MemoryFailure: the memory, which knows who was forgotten, cannot be read.
         """
         # Feast writes a data frame's index as a column.
         rows = table.select([name for name in table.column_names if not name.startswith("__index_level_")])
         if feature_view.tags.get(STAGE) == BEHAVIORS:
             with with_status():
-                self.engine.check(feature_view, _named(rows, self._names(feature_view)))
-            rows = with_times(rows, name=self._source(feature_view).timestamp_field)
+                named = _named(rows, self._names(feature_view))
+                self.engine.check(feature_view, named)
+                kept = ~self.engine.is_forgotten(self._registry, named)
+            rows = with_times(rows, name=self._source(feature_view).timestamp_field).filter(pa.array(kept))
+            if not len(rows):
+                return
         super().ingest_df_to_offline_store(feature_view, rows)
 
     @property

@@ -38,6 +38,7 @@ from liber_feast.memory.publications import encoder_in_use
 from liber_feast.memory.schema import behaviors
 from liber_feast.memory.status import failure_reasons, memory_status, stream_status
 from liber_feast.memory.store import FUSION_FOLDER
+from liber_feast.memory.vectors import distinct_text_count
 from liber_feast.provider import LiberProvider
 from liber_feast.shortfall import alike
 from liber_feast.worker import supervise
@@ -294,21 +295,22 @@ def _holds_behaviors(store: FeatureStore) -> bool:
 def _versions_in_use(config: RepoConfig, memory: Memory) -> dict[str, str]:
     """Return the versions that the next text and vector will have; the tallies count those of all that is kept."""
     with memory.reading() as connection:
-        encoder_version = encoder_in_use(connection)
+        encoder_version, text_count = encoder_in_use(connection), distinct_text_count(connection)
     return {
         **interest_versions(config.batch_engine, base=repo_folder(config)),
-        "encoder_version": _encoder(config, encoder_version),
+        "encoder_version": _encoder(config, encoder_version, text_count=text_count),
         "fusion_version": active_fuser(config, memory)(encoder_version).version,
     }
 
 
-def _encoder(config: RepoConfig, version: str | None) -> str:
+def _encoder(config: RepoConfig, version: str | None, *, text_count: int) -> str:
     """Return the PCA that the memory's vectors are made by, and what is wrong where the repo has not that one."""
+    width = config.batch_engine.encoder.width
     encoding = open_encoding(config)
     pca = encoding.pca()
     found = encoding.version_of(pca) if pca else None
     if version is None:
-        return found or "none yet"
+        return found or f"none yet: vectors wait until there are about {width} different texts; there are {text_count}"
     return version if version == found else f"{version}, and data/encoder has {found or 'none'}"
 
 

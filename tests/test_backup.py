@@ -17,6 +17,7 @@ from liber_feast.forget import forget
 from liber_feast.job import open_memory
 from liber_feast.memory import Memory
 from liber_feast.memory.leases import PUBLISH, acquire, release
+from liber_feast.repo import repo_status
 from tests import services
 from tests.feature_repo_kit import (
     LIBER_VIEWS,
@@ -86,6 +87,30 @@ def test_users_who_were_forgotten_since_are_forgotten_in_the_backup_too(tmp_path
         assert not found, name
     push(repo, log_of(repo))
     assert "u0001" not in {row["user_id"] for row in published(repo, "partition_summary")}
+
+
+def test_a_repo_and_a_backup_may_be_named_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = repo_to_push_to(tmp_path / "repo")
+    push(made, log_of(made).slice(0, 40))
+    monkeypatch.chdir(tmp_path)
+    repo, target = Path("repo"), Path("backup")
+    backup(repo, target, say=quietly)
+    forget(repo, "u0001", keep_log=True, say=quietly)
+    assert restore(repo, target, say=quietly)["forgotten_again"] == 1
+    assert repo_status(repo)["forgotten_users"] == 1
+    assert not (repo / "data" / "repo").exists()
+
+
+def test_what_a_killed_backup_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    repo = repo_to_push_to(tmp_path / "repo")
+    push(repo, log_of(repo).slice(0, 4))
+    left, running = tmp_path / f".backup-{2**31 - 1}", tmp_path / ".backup-1"
+    for part in (left, running):
+        part.mkdir()
+        (part / "memory.db").touch()
+    backup(repo, tmp_path / "backup", say=quietly)
+    assert not left.exists()
+    assert running.exists(), "the process 1 runs, and may be making it"
 
 
 def test_a_restored_memory_is_another_one_and_holds_what_the_backup_does(tmp_path: Path) -> None:

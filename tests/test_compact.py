@@ -50,6 +50,13 @@ def test_the_same_rows_lie_in_one_file_a_table_and_their_log_in_one_checkpoint(t
         assert len([name for name in log if name.endswith(".json")]) <= 2
 
 
+def test_only_files_that_were_there_are_counted_as_removed(tmp_path: Path) -> None:
+    publisher = published_often(tmp_path)
+    first, second = (compact_published(publisher, hours=0, say=quietly) for _ in range(2))
+    assert {one.removed_count for one in first.values()} == {5}
+    assert {one.removed_count for one in second.values()} == {0}
+
+
 def test_within_the_retention_files_and_versions_stay(tmp_path: Path) -> None:
     publisher = published_often(tmp_path)
     table = tmp_path / "partition_summary"
@@ -134,7 +141,7 @@ def test_a_retention_is_hours_or_days(text: str, hours: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "1.5h", "30m", "7 days", "999999d"])
 def test_what_is_no_retention_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no time"):
+    with pytest.raises(ConfigError, match="is no number of hours or days"):
         retention_hours(text)
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +26,7 @@ from tests.feature_repo_kit import (
     PUBLISHED_TABLES,
     START,
     close,
+    frame,
     log_of,
     materialized_repo,
     online,
@@ -196,6 +198,26 @@ def test_materializing_the_log_again_brings_nobody_back(tmp_path: Path) -> None:
         name: [row for row in rows if row["user_id"] != "u0001"] for name, rows in before.items()
     }
     assert forget(repo, "u0001", keep_log=False, say=print)["behaviors"] == 0
+
+
+def test_a_push_that_is_sent_again_brings_nobody_back_into_the_log_either(tmp_path: Path) -> None:
+    repo = repo_to_push_to(tmp_path / "repo")
+    store, log = open_store(repo), log_of(repo)
+    of_both = log.filter(pc.is_in(log["user_id"], value_set=pa.array(["u0001", "u0002"])))
+
+    def users_of_log() -> set[str]:
+        return set(DeltaTable(str(repo / "data" / "behaviors")).to_pyarrow_table()["user_id"].to_pylist())
+
+    forget(repo, "u0001", keep_log=False, say=print)
+    forget(repo, "u0002", keep_log=False, say=print)
+    assert not users_of_log() & {"u0001", "u0002"}
+    for mode in (PushMode.ONLINE_AND_OFFLINE, PushMode.OFFLINE):
+        store.push("behavior_push", frame(of_both), to=mode)
+    assert not users_of_log() & {"u0001", "u0002"}
+    later = frame(of_both.slice(0, 1)).assign(user_id="u0002", event_timestamp=pd.Timestamp.now("UTC"))
+    store.push("behavior_push", later, to=PushMode.ONLINE_AND_OFFLINE)
+    assert users_of_log() & {"u0001", "u0002"} == {"u0002"}, "who comes back is a new user"
+    close(store)
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "never applied"])

@@ -76,15 +76,29 @@ def test_behaviors_later_than_the_clock_are_taken_and_counted() -> None:
 @pytest.mark.parametrize(
     ("before", "new", "tied"),
     [
-        ([], [behavior(1, name="a"), behavior(1, name="b"), behavior(2)], 2),
+        ([], [behavior(1, name="a"), behavior(1, name="b"), behavior(2)], 1),
+        ([], [behavior(1, name="a"), behavior(1, name="b"), behavior(1, name="c")], 2),
         ([behavior(1, name="a")], [behavior(1, name="b")], 1),
+        ([behavior(1, name="a")], [behavior(1, name="b"), behavior(1, name="c")], 2),
+        ([behavior(1, name="a"), behavior(2)], [behavior(1, name="b"), behavior(1, name="c")], 2),
         ([behavior(1, name="a"), behavior(2)], [behavior(1, name="b")], 1),
         ([behavior(1), behavior(2, name="a")], [behavior(2, name="b")], 1),
         ([behavior(1), behavior(3)], [behavior(2)], 0),
         ([behavior(1, name="a"), behavior(2)], [behavior(1, name="a")], 0),
         ([behavior(1, user="bob")], [behavior(1)], 0),
     ],
-    ids=["of one append", "cached", "sealed", "last sealed", "between sealed", "duplicate", "of another user"],
+    ids=[
+        "of one append",
+        "three of one append",
+        "cached",
+        "two beside cached",
+        "two beside sealed",
+        "sealed",
+        "last sealed",
+        "between sealed",
+        "duplicate",
+        "of another user",
+    ],
 )
 def test_new_behaviors_at_the_time_of_another_of_their_user_are_counted(
     before: list[Behavior], new: list[Behavior], tied: int

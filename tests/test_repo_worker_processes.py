@@ -88,7 +88,7 @@ def test_each_worker_writes_its_metrics_and_together_they_say_what_was_done(tmp_
     # What the memory holds is the same from each of the two.
     assert found["liber_waiting_users"] == found["liber_failed_partitions"] == found["liber_pending_partitions"] == 0
     assert found['liber_memory_behaviors{kind="duplicate"}'] == 2 * status["duplicate_behaviors"] == 6
-    assert found['liber_memory_behaviors{kind="tied"}'] == 2 * status["tied_behaviors"] == 2 * 3 * kit.SIZE
+    assert found['liber_memory_behaviors{kind="tied"}'] == 2 * status["tied_behaviors"] == 2 * 3 * (kit.SIZE // 2)
     assert found['liber_memory_behaviors{kind="late"}'] == found['liber_memory_behaviors{kind="ahead"}'] == 0
     assert found['liber_memory_freshness_seconds{quantile="0.5"}'] == 2 * status["freshness_p50_s"] > 0
     assert found['liber_memory_freshness_seconds{quantile="0.99"}'] == 2 * status["freshness_p99_s"] > 0

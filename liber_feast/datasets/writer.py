@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from deltalake import write_deltalake
 from deltalake.exceptions import DeltaError
 
+from liber_feast.abandoned import remove_abandoned
 from liber_feast.behavior import EVENT_TIME, ITEM, RATING, REQUIRED, TIMESTAMP, USER
 from liber_feast.datasets.data_set import DataSet, first_day
 from liber_feast.errors import ConfigError, DataSetError
@@ -47,7 +48,7 @@ def write_data_set(data_set: DataSet, repo: Path) -> None:
     loading = data / f"{LOADING_PREFIX}{os.getpid()}"
     try:
         data.mkdir(exist_ok=True)
-        _remove_abandoned(data)
+        remove_abandoned(data, prefix=LOADING_PREFIX)
         loading.mkdir()
         _write(data_set, loading)
         _swap(loading, data)
@@ -127,21 +128,3 @@ def _swap(loading: Path, data: Path) -> None:
         for source, target in reversed(done):
             target.rename(source)
         raise
-
-
-def _remove_abandoned(data: Path) -> None:
-    """Remove what interrupted loads left: the folders of processes that no longer run, and of this one."""
-    for left in data.glob(f"{LOADING_PREFIX}*"):
-        number = left.name.removeprefix(LOADING_PREFIX)
-        if number.isdecimal() and (int(number) == os.getpid() or not _is_running(int(number))):
-            shutil.rmtree(left)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):  # no process can have so large a number
-        return False
-    except PermissionError:
-        return True
-    return True

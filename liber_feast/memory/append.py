@@ -236,14 +236,17 @@ def _is_late(rows: BehaviorRows, states: UserStates) -> Flags:
 
 
 def _is_tied(connection: sa.Connection, rows: BehaviorRows, *, cached: BehaviorRows, states: UserStates) -> Flags:
-    """Return which new rows are at the time of another behavior of their user: new, cached or sealed."""
+    """Return which new rows are at the time of another behavior of their user that is cached or sealed, or before them.
+
+    Of n behaviors at one time n - 1 are tied, in however many appends they come.
+    """
     user_keys = np.concatenate([rows.user_key, cached.user_key])
     times = np.concatenate([rows.event_time, cached.event_time])
-    order = np.lexsort((times, user_keys))
+    is_new = np.arange(len(times)) < len(rows)
+    order = np.lexsort((is_new, times, user_keys))
     tied = np.zeros(len(order), np.bool_)
     if len(order):
-        starts = starts_of(user_keys[order], times[order])
-        tied[order] = ~starts | ~np.append(starts[1:], True)
+        tied[order] = ~starts_of(user_keys[order], times[order])
     found = tied[: len(rows)]
     maybe = np.flatnonzero(~found & (rows.event_time <= states.columns["sealed_time"][states.of(rows.user_key)]))
     found[maybe] = has_company(connection, rows.take(maybe))

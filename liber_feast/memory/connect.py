@@ -53,7 +53,8 @@ def parse_url(url: str) -> sa.URL:
         parsed.get_dialect().import_dbapi()
     except (sa.exc.ArgumentError, ImportError) as error:
         raise ConfigError(
-            f"batch_engine.memory: {first_line(error)}. Name a database, for example sqlite:///data/memory.db."
+            f"batch_engine.memory: {first_line(error)}. Name a database of sqlite or postgresql+psycopg, for example"
+            " sqlite:///data/memory.db."
         ) from error
     if (parsed.get_backend_name(), parsed.get_driver_name()) not in _DRIVERS:
         raise ConfigError(
@@ -73,9 +74,15 @@ def make_engine(url: sa.URL, *, base: Path, pool: PoolOptions) -> sa.Engine:
     """Return an engine that survives a fork and whose errors hide parameters; nothing is connected yet.
 
     Raises:
-        MemoryFailure: the folder of a SQLite file cannot be made.
+        ConfigError: the folder of a SQLite file is outside the feature repo and does not exist.
+        MemoryFailure: it is within, and cannot be made.
     """
     is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite and url.database and (folder := Path(url.database).parent).is_absolute() and not folder.is_dir():
+        raise ConfigError(
+            f"batch_engine.memory: the folder {folder} does not exist, and a memory is only made in one that does."
+            " Correct the path, or make the folder."
+        )
     engine = _to_file(url, path=database_file(url, base=base)) if is_sqlite else _to_server(url, pool=pool)
     _ENGINES.add(engine)
     return engine

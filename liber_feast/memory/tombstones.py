@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import sqlalchemy as sa
 
@@ -16,6 +17,9 @@ from liber_feast.memory.migrations import TOMBSTONE_KEY
 from liber_feast.memory.schema import tombstones, users
 from liber_feast.memory.settings import setting
 from liber_feast.memory.texts import user_chunks
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 _IS_ONE_THERE = sa.select(sa.exists(sa.select(tombstones.c.user_hash)))
 _NEVER = np.iinfo(np.int64).min
@@ -40,21 +44,35 @@ def drop_forgotten(connection: sa.Connection, table: pa.Table) -> tuple[pa.Table
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_ORDER_OF_TRANSACTIONS)))
-    if not connection.scalar(_IS_ONE_THERE):
+    times = table[EVENT_TIME].cast(pa.int64()).to_numpy()
+    is_dropped, hashes = _forgotten(connection, table[USER], times=times)
+    if not is_dropped.any():
         return table, 0
-    sent = table[USER].combine_chunks().dictionary_encode()
+    for user_hash, count in sorted(Counter(hashes).items()):  # in one order, so that none waits in a circle
+        counted = tombstones.update().where(tombstones.c.user_hash == user_hash)
+        connection.execute(counted.values(refused_count=tombstones.c.refused_count + count))
+    return table.filter(pa.array(~is_dropped)), len(hashes)
+
+
+def is_forgotten(connection: sa.Connection, user_ids: pa.ChunkedArray, *, times: Ints) -> Flags:
+    """Return which rows a tombstone refuses, by their users and event times in microseconds; nothing is counted."""
+    return _forgotten(connection, user_ids, times=times)[0]
+
+
+def _forgotten(connection: sa.Connection, user_ids: pa.ChunkedArray, *, times: Ints) -> tuple[Flags, list[str]]:
+    """Return which rows a tombstone refuses, and the hashes of their users, row by row."""
+    nobody: tuple[Flags, list[str]] = (np.zeros(len(times), np.bool_), [])
+    if not connection.scalar(_IS_ONE_THERE):
+        return nobody
+    sent = user_ids.combine_chunks().dictionary_encode()
     names = [str(user) for user in sent.dictionary.to_pylist()]
     found = _of_users(connection, names)
     if not found:
-        return table, 0
+        return nobody
     until = np.array([found[name].until_time if name in found else _NEVER for name in names], np.int64)
     places = sent.indices.to_numpy(zero_copy_only=False)
-    is_dropped = table[EVENT_TIME].cast(pa.int64()).to_numpy() <= until[places]
-    counts = Counter(names[place] for place in places[is_dropped].tolist())
-    for name in sorted(counts, key=lambda one: found[one].user_hash):  # in one order, so that none waits in a circle
-        counted = tombstones.update().where(tombstones.c.user_hash == found[name].user_hash)
-        connection.execute(counted.values(refused_count=tombstones.c.refused_count + counts[name]))
-    return table.filter(pa.array(~is_dropped)), int(is_dropped.sum())
+    is_dropped: Flags = times <= until[places]
+    return is_dropped, [found[names[place]].user_hash for place in places[is_dropped].tolist()]
 
 
 def keep_tombstone(connection: sa.Connection, user_id: str, *, now: int, until_time: int) -> None:
