@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from liber_feast.errors import ArtifactError, ConfigError, LiberError
 from tests import test_training_evidence as parts
+from tests.backbone_parts import SMALL as OF_BACKBONES
 from tests.test_training_fit import SMALL
 from training import compare_command
 from training.compare import check_same, clear, held_facts, plain
@@ -17,10 +18,12 @@ from training.comparison import Comparison, Fits, Fitted, Task, claim_folder, re
 from training.comparison_figures import Table
 from training.comparison_report import TABLE, markdown, variants, write_report
 from training.data import Features, Samples
+from training.knowledge import Knowledge, cut_times, plan_knowledge
 from training.options import FitOptions
 from training.protocol import FINAL, HISTORY_GROUPS
 
 OPTIONS = FitOptions(batch_size=64, epochs=1, fused_width=4, device="cpu")
+SIM = OF_BACKBONES["sim"]
 SMALL_DCN = {"embedding_width": 4, "hidden": (8,)}
 CHOSEN = Comparison(
     backbones=("din", "dcn"),
@@ -154,6 +157,30 @@ def test_a_report_says_in_every_table_what_held(table: Table, tmp_path: Path) ->
     assert json.loads((tmp_path / "comparison.json").read_text()) == found
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert list(variants(found["backbones"]["din"])) == ["evidence"]
+
+
+def test_a_backbone_that_searches_and_the_texts_of_kar_stand_in_the_same_table(tmp_path: Path) -> None:
+    base = samples(("baseline",))["baseline"]
+    plan = plan_knowledge(
+        base.table, cuts=cut_times(base.times), like_above=base.like_above, item_columns=base.item_columns
+    )
+    vectors = np.random.default_rng(3).normal(size=(len(plan.requests), 5)).astype(np.float32)
+    known = replace(base, knowledge=Knowledge(plan=plan, vectors=vectors, encoder="drawn"), encoder_version="drawn")
+    chosen = replace(
+        CHOSEN,
+        backbones=("din", "sim"),
+        features=("baseline", "kar"),
+        folds=1,
+        configs={"din": SMALL, "sim": {**SIM, "window": 5}},
+    )
+    fits = Fits(chosen, samples={"baseline": base, "kar": known}, folder=tmp_path)
+    lengths = {task.backbone: fits.options(task).sequence_length for task in fits.tasks()}
+    assert lengths == {"din": 20, "sim": 300}
+    table = Table(fits, found=run_fits(fits, processes=1))
+    facts = held_facts(table, fits=fits, **HELD)
+    text = markdown(dict(plain({"backbones": table.to_json(), "held": facts})))
+    assert "last 20 behaviors (sim: the last 300), compared with the candidate" in text
+    assert list(variants(table.to_json()["sim"])) == ["kar"]
 
 
 def test_a_folder_serves_one_comparison_and_more_seeds_and_backbones_of_it(tmp_path: Path) -> None:

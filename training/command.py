@@ -21,9 +21,8 @@ from training.backbones import (
     LONG_HISTORY,
     LONG_HISTORY_LENGTH,
     backbone_reference,
-    history_length,
 )
-from training.options import FitConfig, FitOptions, read_config
+from training.options import FitConfig, FitOptions, read_config, with_backbone
 from training.run import run_fit, run_search
 from training.search import BATCH_SIZES, LEARNING_RATES, Outcome, best, grid
 
@@ -221,14 +220,6 @@ def choose(path: Path | None, *, backbone: str | None, features: str | None, **f
     options = replace(options, **{name: plain(value) for name, value in flags.items() if value is not None})
     find_class(options.backbone)
     return FitConfig(features=base.features if features is None else plain(features), options=options)
-
-
-def with_backbone(options: FitOptions, *, reference: str) -> FitOptions:
-    """Return the options with another backbone, its default config and, unless it was chosen, its length of history."""
-    length = options.sequence_length
-    if length == history_length(options.backbone):
-        length = history_length(reference)
-    return replace(options, backbone=reference, backbone_config={}, sequence_length=length)
 
 
 def plain(value: Any) -> Any:

@@ -12,9 +12,11 @@ from rich.console import Console
 
 from liber_feast.datasets.writer import DESCRIPTION
 from liber_feast.errors import ArtifactError, DataSetError
+from training.backbones import backbone_reference
 from training.comparison import BASE, Comparison, Fits, Task, claim_folder, run_fits
 from training.comparison_figures import Table
 from training.data import Features, Samples, load_samples
+from training.options import with_backbone
 from training.run import FitBar
 
 
@@ -51,11 +53,16 @@ def compare(
 def held_facts(table: Table, *, fits: Fits, data: str, history: str) -> dict[str, Any]:
     """Return what all fits had in common, and the sizes of the test slices."""
     options, base = table.comparison.options, fits.samples[BASE]
+    lengths = {
+        name: with_backbone(options, reference=backbone_reference(name)).sequence_length
+        for name in table.comparison.backbones
+    }
     return {
         "data": data,
         "samples": len(base.labels),
         "user_id": options.user_id,
         "sequence_length": options.sequence_length,
+        "longer_histories": {name: length for name, length in lengths.items() if length != options.sequence_length},
         "history": history,
         "window_match": base.item_width > 0,
         "like_above": base.like_above,

@@ -24,7 +24,7 @@ from training.backbones import BACKBONES, backbone_reference
 from training.checkpoint import check_identity, fit_identity
 from training.data import Features, Samples
 from training.fit import Prepared, choose_device, fit, prepare
-from training.options import FitOptions
+from training.options import FitOptions, with_backbone
 from training.protocol import Block, blocks
 from training.provenance import versions
 
@@ -112,7 +112,7 @@ class Fits:
         self.comparison, self.samples, self.folder = comparison, samples, folder
         base = samples[BASE]
         self.blocks: dict[str, Block] = {block.name: block for block in blocks(base.times, folds=comparison.folds)}
-        self._last: tuple[tuple[Features, str], Prepared] | None = None
+        self._last: tuple[tuple[Features, str, int], Prepared] | None = None
 
     def tasks(self) -> list[Task]:
         """Return all fits, those of one block and feature set together."""
@@ -123,8 +123,7 @@ class Fits:
     def options(self, task: Task) -> FitOptions:
         """Return the options of a fit."""
         return replace(
-            self.comparison.options,
-            backbone=backbone_reference(task.backbone),
+            with_backbone(self.comparison.options, reference=backbone_reference(task.backbone)),
             backbone_config=dict(self.comparison.configs.get(task.backbone, {})),
             seed=task.seed,
         )
@@ -135,7 +134,8 @@ class Fits:
         Raises:
             LiberError: see `prepare` and `fit`.
         """
-        prepared, options = self._prepared(task), self.options(task)
+        options = self.options(task)
+        prepared = self._prepared(task, options=options)
         identity = fit_identity(prepared, options=options, device=choose_device(options.device))
         path = self.folder / FITS / _file_name(task, identity={**identity, **versions()})
         kept = read_fitted(path)
@@ -153,11 +153,11 @@ class Fits:
         write_fitted(path, fitted=fitted, identity=identity)
         return fitted
 
-    def _prepared(self, task: Task) -> Prepared:
-        key = (task.features, task.block)
+    def _prepared(self, task: Task, *, options: FitOptions) -> Prepared:
+        key = (task.features, task.block, options.sequence_length)
         if self._last is None or self._last[0] != key:
             split = self.blocks[task.block].split
-            self._last = key, prepare(self.samples[task.features], options=self.comparison.options, split=split)
+            self._last = key, prepare(self.samples[task.features], options=options, split=split)
         return self._last[1]
 
 

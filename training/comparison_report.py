@@ -32,10 +32,11 @@ def held(document: Mapping[str, Any]) -> str:
     """Return what all fits of a table had in common."""
     facts = document["held"]
     match = "compared with the candidate" if facts["window_match"] else "not compared with the candidate"
+    longer = "".join(f" ({name}: the last {length})" for name, length in facts["longer_histories"].items())
     return (
         f"{facts['data']}, {facts['samples']:,} samples; user id {'a field' if facts['user_id'] else 'no field'}; last"
-        f" {facts['sequence_length']} behaviors, {match}; backbones without a sequence see them as: {facts['history']};"
-        f" a like is a rating above {facts['like_above']:g}; {facts['seeds']} seeds, paired"
+        f" {facts['sequence_length']} behaviors{longer}, {match}; backbones without a sequence see them as:"
+        f" {facts['history']}; a like is a rating above {facts['like_above']:g}; {facts['seeds']} seeds, paired"
     )
 
 

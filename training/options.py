@@ -3,12 +3,12 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from liber_feast.errors import ConfigError, one_line
-from training.backbones import HISTORY_LENGTH
+from training.backbones import HISTORY_LENGTH, history_length
 from training.data import Features
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -78,6 +78,14 @@ LEAST = {
     "threads": 1,
 }
 """The lowest value of each count."""
+
+
+def with_backbone(options: FitOptions, *, reference: str) -> FitOptions:
+    """Return the options with another backbone, its default config and, unless it was chosen, its length of history."""
+    length = options.sequence_length
+    if length == history_length(options.backbone):
+        length = history_length(reference)
+    return replace(options, backbone=reference, backbone_config={}, sequence_length=length)
 
 
 def options_from(document: Mapping[str, Any], *, source: str) -> FitOptions:
