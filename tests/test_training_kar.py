@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks._llm_server import LLMServer
 from liber_feast.artifact import load_artifact
-from liber_feast.errors import ArtifactError
+from liber_feast.errors import ArtifactError, BudgetExhausted
 from serving.ranker import open_ranker
 from tests import feature_repo_kit as kit
+from tests import llm_repo
 from tests.backbone_parts import batch_of, randomize, small, spec
 from tests.feature_repo_kit import loaded_repo, materialized_repo
 from tests.test_training_fit import OPTIONS, samples
@@ -137,6 +139,20 @@ def test_texts_come_from_the_backend_of_the_repo_once(tmp_path: Path, monkeypatc
     assert learner.call_count == len(found.knowledge.plan.requests)
     np.testing.assert_array_equal(again.knowledge.vectors, found.knowledge.vectors)  # type: ignore[union-attr]
     assert found.fingerprint == load_samples(repo, features="baseline").fingerprint
+
+
+def test_an_llm_is_asked_for_each_text_once_and_within_its_budget(tmp_path: Path) -> None:
+    with LLMServer() as server:
+        repo = llm_repo.repo_of(tmp_path / "repo", server, budget={"run": {"calls": 3}})
+        with pytest.raises(BudgetExhausted) as raised:
+            load_samples(repo, features="kar")
+        assert "\n" not in raised.value.message
+        assert server.counts()["calls"] == 3
+        llm_repo.set_interest(repo, llm_repo.interest(server))
+        found = load_samples(repo, features="kar")
+        assert found.knowledge is not None
+        load_samples(repo, features="kar")
+        assert server.counts()["calls"] == len(found.knowledge.plan.requests) > 5
 
 
 def test_a_run_of_kar_is_not_served(tmp_path: Path) -> None:

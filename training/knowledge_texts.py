@@ -124,4 +124,4 @@ def load_knowledge(
         bert = job.encoding.bert()
         return Knowledge(plan=plan, vectors=bert.encode(texts), encoder=bert.model_hash[:16])
     finally:
-        job.memory.close()
+        job.close()
