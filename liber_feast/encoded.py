@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from liber_feast.evidence_rows import TableRows, UserEvidence
+from liber_feast.evidence_rows import Match, TableRows, UserEvidence
 from liber_feast.fields import Floats, Ints
 from liber_feast.ragged import Ragged
 
@@ -35,6 +35,12 @@ class InputShape:
     fused_width: int = 0
     """F, the width of the fused vector; 0 without LIBER."""
     memory_kind: MemoryKind = "partitions"
+    match: Match = "mean"
+    """What is learned of the memory's match; the batch brings `item_vector` and `partitions` unless it is a mean."""
+    item_width: int = 0
+    """E, the width of an item's vector, where the match is learned."""
+    match_deviation: float = 1.0
+    """Of the match that is not learned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

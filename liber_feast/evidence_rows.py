@@ -5,7 +5,7 @@ Shapes: V rows of a table, E width of an item's vector.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,10 @@ import pyarrow as pa
 from liber_feast.errors import ConfigError
 from liber_feast.fields import NUMBER_LIMIT, Floats, column, floats
 from liber_feast.partition_vectors import check_finite
-from liber_feast.ragged import list_values
+from liber_feast.ragged import Ragged, list_values
 
+Match = Literal["mean", "decay", "attention", "projected"]
+"""How partitions count in the match of the memory: by their behaviors, or with weights that the backbone learns."""
 ITEM_VECTOR = "vector"
 MEMORY_EVIDENCE, MEMORY_LIKE_RATE, MEMORY_COUNT = "memory_evidence", "memory_like_rate", "memory_behavior_count"
 LIKE_PRIOR = 2.0
@@ -34,6 +36,7 @@ class MatchScales:
     """Of the dot product of the window's evidence and the candidate."""
     memory: bool = False
     """Whether the evidence of the long-term memory is compared, too."""
+    match: Match = "mean"
     memory_deviation: float = 1.0
     memory_count_mean: float = 0.0
     """Mean over training rows of log(1 + memory_behavior_count)."""
@@ -43,6 +46,13 @@ class MatchScales:
     def dense_count(self) -> int:
         """How many numbers a sample gets."""
         return 2 + MEMORY_NUMBERS if self.memory else 1
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What a backbone must know to learn the match."""
+        if not self.memory or self.match == "mean":
+            return {}
+        return {"match": self.match, "item_width": self.width, "match_deviation": self.memory_deviation}
 
     @property
     def deviations(self) -> Floats:
@@ -78,6 +88,8 @@ class UserEvidence:
     """(V,)."""
     behavior_counts: npt.NDArray[np.float64]
     """(V,)."""
+    partitions: Ragged[np.float32] | None = None
+    """For each row over (V, E + 1): the evidence of its partitions, oldest first, and the log of their behaviors."""
 
     def numbers(self, *, like_rate: float, scales: MatchScales) -> Floats:
         """Return (rows, 2): the smoothed like rate about `like_rate`, and the standardized log of the count."""

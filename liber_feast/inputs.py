@@ -17,6 +17,8 @@ The arrays of a batch (B samples; T code slots, V numbers; N behaviors; P partit
 | | (B, 4), (B, 7) | texts how the window's evidence matches the candidate; with `evidence` also like rate and count |
 | | | of the memory, and how its evidence matches (`liber_feast.match`) |
 | vectors, sealed | (B, P, D) float32, (B, P) bool | with LIBER in training: partition vectors, oldest first |
+| item_vector | (B, E) float32 | where the match of the memory is learned, in training: the candidate's vector |
+| partitions, partition_there | (B, P, E + 1), (B, P) | likewise: evidence and log behaviors of each partition |
 | fused | (B, F) float32 | with LIBER at serving: the vector computed when the last partition was sealed |
 """
 
@@ -102,6 +104,7 @@ class InputSpec:
             memory_width=self.memory_width,
             fused_width=self.fused_width,
             memory_kind=self.memory_kind,
+            **({} if self.match is None else self.match.shape),
         )
 
     def encode(self, rows: pa.Table) -> Batch:
@@ -227,6 +230,12 @@ class InputSpec:
             "history_rating": np.where(mask_BN, self.standard_ratings(rating_BN), np.float32(0)),
             "dense": self.dense(users, items=items, user_rows=user_rows, item_rows=item_rows),
         }
+        if self.learns_match:
+            assert users.evidence is not None
+            assert users.evidence.partitions is not None
+            assert items.vectors is not None
+            arrays["item_vector"] = items.vectors.take(item_rows)
+            arrays["partitions"], arrays["partition_there"] = users.evidence.partitions.pad(user_rows, width=None)
         if users.fused is not None:
             arrays["fused"] = users.fused[user_rows]
         elif users.vectors is not None:
@@ -308,6 +317,11 @@ class InputSpec:
         return rows
 
     @property
+    def learns_match(self) -> bool:
+        """Whether the backbone weighs the partitions of the memory itself."""
+        return self.match is not None and self.match.memory and self.match.match != "mean"
+
+    @property
     def _item_vectors(self) -> Floats:
         assert self.items.vectors is not None, "a spec with `match` has the vectors of its items"
         return self.items.vectors
@@ -316,6 +330,11 @@ class InputSpec:
         self, users: EncodedUsers, *, evidence: UserEvidence | None, rows: pa.Table, scales: MatchScales
     ) -> EncodedUsers:
         found = read_user_evidence(rows, width=scales.width) if evidence is None else evidence
+        if self.learns_match and found.partitions is None:
+            raise ConfigError(
+                f"match {scales.match!r} needs the evidence of each partition, and rows have that of the whole memory"
+                " alone. It is for experiments: fit with match 'mean' what is to be served."
+            )
         numbers = found.numbers(like_rate=self.like_rate, scales=scales)
         return replace(users, evidence=found, dense=np.concatenate([users.dense, numbers], axis=1))
 

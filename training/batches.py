@@ -59,6 +59,12 @@ class SampleBatches:
         self._vectors = (
             None if users.vectors is None else load_windows(users.vectors, users.vectors.values, device=device)
         )
+        evidence = users.evidence
+        self._partitions = None
+        if spec.learns_match and evidence is not None and evidence.partitions is not None and items.vectors is not None:
+            self._partitions = load_windows(evidence.partitions, evidence.partitions.values, device=device)
+            self._evidence_counts = evidence.partitions.lengths
+            self._fields["item_vector"] = torch.from_numpy(items.vectors.take(every)).to(device)
         # With the CPU too: the width of a batch is known without waiting for the device.
         self._partition_counts = None if users.vectors is None else users.vectors.lengths
 
@@ -70,6 +76,9 @@ class SampleBatches:
         if self._vectors is not None and self._partition_counts is not None:
             width = max(int(self._partition_counts[samples_B].max(initial=0)), 1)
             tensors["vectors"], tensors["sealed"] = self._vectors.gather(chosen_B, width=width)
+        if self._partitions is not None:
+            width = max(int(self._evidence_counts[samples_B].max(initial=0)), 1)
+            tensors["partitions"], tensors["partition_there"] = self._partitions.gather(chosen_B, width=width)
         return tensors
 
     def labels(self, samples_B: npt.NDArray[np.int64]) -> Tensor:

@@ -56,6 +56,15 @@ class PrecisionChoice(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class MatchChoice(StrEnum):
+    """What is learned of the memory's match with the candidate."""
+
+    MEAN = "mean"
+    DECAY = "decay"
+    ATTENTION = "attention"
+    PROJECTED = "projected"
+
+
 def default(name: str) -> str:
     """Return the default of an option of a fit as `--help` shows it; none is set, so that a config file's counts."""
     return str(getattr(DEFAULTS.options, name))
@@ -94,6 +103,12 @@ SequenceLength = Annotated[
         show_default=f"{HISTORY_LENGTH}; {LONG_HISTORY_LENGTH} for {' and '.join(LONG_HISTORY)}",
     ),
 ]
+Match = Annotated[
+    MatchChoice | None,
+    typer.Option(
+        help="What is learned of the memory's match: nothing (mean) can be served.", show_default=default("match")
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
 
@@ -120,6 +135,7 @@ def fit_command(
         float | None, typer.Option(help="Adam's learning rate.", min=0, show_default=default("learning_rate"))
     ] = None,
     sequence_length: SequenceLength = None,
+    match: Match = None,
     device: Device = None,
     precision: Precision = None,
     checkpoint_every: Annotated[
@@ -140,6 +156,7 @@ def fit_command(
         batch_size=batch_size,
         learning_rate=learning_rate,
         sequence_length=sequence_length,
+        match=match,
         device=device,
         precision=precision,
     )

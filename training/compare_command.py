@@ -14,7 +14,7 @@ from rich.console import Console
 from liber_feast.artifact import find_class
 from liber_feast.errors import ConfigError
 from training.backbones import BACKBONES, backbone_reference
-from training.command import Config, Device, Epochs, Overwrite, Precision, Repo, choose, cli, default
+from training.command import Config, Device, Epochs, Match, Overwrite, Precision, Repo, choose, cli, default
 from training.compare import clear, compare, data_name
 from training.comparison import BASE, SEVEN, VARIANTS, Comparison
 from training.comparison_report import markdown, write_report
@@ -67,6 +67,7 @@ def compare_command(
     embedding_width: Annotated[
         int | None, typer.Option(help="Width of embeddings.", min=1, show_default="the backbone's")
     ] = None,
+    match: Match = None,
     epochs: Epochs = None,
     device: Device = None,
     precision: Precision = None,
@@ -81,6 +82,7 @@ def compare_command(
         device=device,
         precision=precision,
         sequence_length=sequence_length,
+        match=match,
     )
     names = list(dict.fromkeys(split(backbones) or SEVEN))
     given = [feature(name) for name in split(features) or VARIANTS if name != BASE]

@@ -21,8 +21,9 @@ from liber_feast.evidence_rows import (
 from liber_feast.fields import column, floats, strings
 from liber_feast.offline_read import microsecond_values
 from liber_feast.pit import as_of, key_codes
+from liber_feast.ragged import Ragged
 
-VERSION = "encoder_version"
+VERSION, PARTITION, COUNT = "encoder_version", "evidence", "behavior_count"
 PUBLISH = "Run `feast materialize START END` in the feature repo."
 
 
@@ -44,7 +45,7 @@ def item_texts(published: pa.Table) -> ItemTexts:
     """
     if not published.num_rows:
         raise StoreNotReady(f"item_text holds no vectors. {PUBLISH}")
-    newest = published.take(pa.array(_newest(published)))
+    newest = published.take(pa.array(_newest(published, key=ITEM)))
     version = _one_version(newest, owner="item_text")
     widths = pc.unique(pc.list_value_length(newest[ITEM_VECTOR])).drop_null().sort().to_pylist()
     if len(widths) != 1 or not widths[0]:
@@ -72,16 +73,11 @@ def evidence_of(samples: pa.Table, *, published: pa.Table, texts: ItemTexts) -> 
         ConfigError: evidence of another width than the vectors of items, `texts`.
         DataSetError: evidence of another encoder than theirs, or with a value that is not finite.
     """
-    asked, groups = key_codes([_ids(samples, USER)], [_ids(published, USER)])
-    found = as_of(
-        groups, _times(published), query_groups=asked, query_times=_times(samples), created=_created(published)
-    )
-    seen, places = np.unique(found[found >= 0], return_inverse=True)
-    if not len(seen):
+    table = published.take(pa.array(_newest(published, key=USER)))
+    asked, groups = key_codes([_ids(samples, USER)], [_ids(table, USER)])
+    rows = as_of(groups, _times(table), query_groups=asked, query_times=_times(samples))
+    if not (rows >= 0).any():
         raise StoreNotReady(f"partition_evidence holds no partition for any sample. {PUBLISH}")
-    rows = np.full(len(found), -1, np.int64)
-    rows[found >= 0] = places
-    table = published.take(pa.array(seen))
     version = _one_version(table, owner="partition_evidence")
     if version != texts.encoder_version:
         raise DataSetError(
@@ -92,12 +88,35 @@ def evidence_of(samples: pa.Table, *, published: pa.Table, texts: ItemTexts) -> 
     like_rates, counts = (floats(column(table, name, kind=pa.float64())) for name in (MEMORY_LIKE_RATE, MEMORY_COUNT))
     if not (np.isfinite(like_rates).all() and np.isfinite(counts).all()):
         raise DataSetError(f"partition_evidence has a like rate or a count that is not a number. {PUBLISH}")
-    return UserEvidence(evidence=TableRows(values=values, rows=rows), like_rates=like_rates, behavior_counts=counts)
+    return UserEvidence(
+        evidence=TableRows(values=values, rows=rows),
+        like_rates=like_rates,
+        behavior_counts=counts,
+        partitions=_partitions(table, groups=groups, rows=rows, width=texts.width),
+    )
 
 
-def _newest(rows: pa.Table) -> npt.NDArray[np.int64]:
-    """Return the rows of items by id and time, of those of one id and time the one created last."""
-    codes = pc.rank(_ids(rows, ITEM), tiebreaker="dense").to_numpy().astype(np.int64)
+def _partitions(
+    table: pa.Table, *, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], width: int
+) -> Ragged[np.float32] | None:
+    """Return for each sample its user's partitions up to `rows`; `table` is by user and time."""
+    if not {PARTITION, COUNT} <= set(table.column_names):
+        return None
+    evidence = read_rows(table, PARTITION, width=width).take(np.arange(len(table)))
+    counts = np.log(np.maximum(floats(column(table, COUNT, kind=pa.float64())), 1)).astype(np.float32)
+    first = np.append(True, groups[1:] != groups[:-1])
+    starts = np.maximum.accumulate(np.where(first, np.arange(len(table)), 0))
+    there = rows >= 0
+    return Ragged(
+        starts=np.where(there, starts[rows], 0),
+        lengths=np.where(there, rows - starts[rows] + 1, 0),
+        values=np.concatenate([evidence, counts[:, None]], axis=1),
+    )
+
+
+def _newest(rows: pa.Table, *, key: str) -> npt.NDArray[np.int64]:
+    """Return the rows by key and time, of those of one key and time the one created last."""
+    codes = pc.rank(_ids(rows, key), tiebreaker="dense").to_numpy().astype(np.int64)
     times = _times(rows)
     order = np.lexsort((_created(rows), times, codes))
     last = np.ones(len(order), bool)

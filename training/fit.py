@@ -107,6 +107,7 @@ def prepare(samples: Samples, *, options: FitOptions, split: Split | None = None
             memory_kind="partitions" if samples.knowledge is None else "knowledge",
             item_width=samples.item_width,
             memory_evidence=evidence is not None,
+            match=options.match,
         ),
     )
     spec = with_count_scale(spec, evidence=evidence, train=split.train)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, USER
-from liber_feast.evidence_rows import ITEM_VECTOR, MatchScales, read_item_vectors
+from liber_feast.evidence_rows import ITEM_VECTOR, Match, MatchScales, read_item_vectors
 from liber_feast.fields import InputField, column, encode_fields, floats, lookups, strings
 from liber_feast.inputs import InputSpec, ItemTable, MemoryKind
 from liber_feast.offline_read import microsecond_values
@@ -41,6 +41,8 @@ class InputOptions:
     """Width of an item's vector in the column `vector` of the catalog; 0 leaves item texts out."""
     memory_evidence: bool = False
     """Whether the evidence of the long-term memory is compared with candidates."""
+    match: Match = "mean"
+    """How its partitions count."""
 
 
 def fit_inputs(
@@ -81,7 +83,7 @@ def fit_inputs(
         fused_width=options.fused_width,
         max_partitions=options.max_partitions,
         memory_kind=options.memory_kind,
-        match=MatchScales(width=width, memory=options.memory_evidence) if width else None,
+        match=MatchScales(width=width, memory=options.memory_evidence, match=options.match) if width else None,
         items=ItemTable(
             ids=tuple(strings(items, ITEM).to_pylist()),
             times=_times(items),

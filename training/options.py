@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from liber_feast.errors import ConfigError, one_line
+from liber_feast.evidence_rows import Match
 from training.backbones import HISTORY_LENGTH, history_length
 from training.data import Features
 
@@ -40,6 +41,9 @@ class FitOptions:
     sequence_length: int = HISTORY_LENGTH
     """Recent behaviors that the backbone sees; those that search a long history want `history_length`."""
     user_id: bool = False
+    match: Match = "mean"
+    """How the partitions of the memory count in its match with the candidate. All but `mean` are learned, for
+    experiments: they cannot be served."""
     fused_width: int = 32
     device: Device = "auto"
     precision: Precision = "auto"

@@ -24,6 +24,7 @@ from training.backbones.behaviors import (
 )
 from training.backbones.fields import INITIAL_DEVIATION, FieldEmbedding
 from training.backbones.kar import KnowledgeAdaptor
+from training.backbones.match import MatchHead
 
 __all__ = ["HISTORY", "Batch", "Embedded", "History", "InputEmbedding", "PooledHistory", "feedback"]
 
@@ -76,6 +77,7 @@ class InputEmbedding(nn.Module):
         if history == "mean":
             self.field_count += self.item.field_count + 1
         self.fusion: AttentionFusion | KnowledgeAdaptor | None = None
+        self.match = MatchHead(shape) if shape.match != "mean" else None
         if shape.memory_width:
             kind = KnowledgeAdaptor if shape.memory_kind == "knowledge" else AttentionFusion
             self.fusion = kind(width=shape.memory_width, fused_width=shape.fused_width)
@@ -114,7 +116,8 @@ class InputEmbedding(nn.Module):
         return item_BFE, items_IFE
 
     def _fields(self, batch: Batch, item_BFE: Tensor, items_IFE: Tensor | None) -> Tensor:
-        fields = [item_BFE, batch["dense"][..., None] * self.dense]
+        dense = batch["dense"] if self.match is None else self.match.dense(batch)
+        fields = [item_BFE, dense[..., None] * self.dense]
         if self.user.field_count:
             fields.insert(0, self.user(batch["user_codes"], batch["user_numbers"]))
         if self.history == "mean":
