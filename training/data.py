@@ -126,10 +126,11 @@ class Samples:
         return digest.hexdigest()[:16]
 
 
-def load_samples(repo: Path, *, features: Features) -> Samples:
+def load_samples(repo: Path, *, features: Features, more: pa.Table | None = None) -> Samples:
     """Return every behavior of the feature repo as a sample, with the features of its service as of its time.
 
-    The lists of the computed views are never made: of these views come the positions of each sample's values.
+    The lists of the computed views are never made: of these views come the positions of each sample's values. `more`
+    are behaviors that the repo does not have, and samples beside those it has: they are in nobody's history.
 
     Raises:
         StoreNotReady: no feature repo, one that was never applied, loaded or, with LIBER, materialized.
@@ -146,6 +147,8 @@ def load_samples(repo: Path, *, features: Features) -> Samples:
         texts = _item_texts(store, views, needed="evidence" in features)
     if not behaviors.num_rows:
         raise StoreNotReady(f"{repo} holds no behaviors. Run `liber load DATA --repo {repo}`.")
+    if more is not None:
+        behaviors = pa.concat_tables([behaviors, more.select(behaviors.column_names).cast(behaviors.schema)])
     scale = _rating_scale(store)
     asked = check_behaviors(behaviors, scale=scale, now=datetime.now(UTC), source=f"{repo}, view {BEHAVIORS!r}").table
     with feast_errors(repo):

@@ -31,7 +31,7 @@ def repo_with_partitions(repo: Path, *, size: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f"partitions-of-{size}-") as folder:
         copy = Path(folder) / "feature_repo"
         window = _copy(repo, copy)
-        _configure(copy / "feature_store.yaml", size=size)
+        configure_copy(copy / "feature_store.yaml", size=size)
         steps = Steps()
         steps.run("apply", [script_of("feast"), "apply"], cwd=copy, is_json=False)
         steps.run("materialize", [script_of("feast"), "materialize", *window], cwd=copy, is_json=False)
@@ -57,7 +57,12 @@ def _passed_over(folder: Path, names: list[str], *, repo: Path) -> set[str]:
     return {name for name in names if name not in (*TABLES, DESCRIPTION)} if folder == repo / "data" else set()
 
 
-def _configure(path: Path, *, size: int) -> None:
+def configure_copy(path: Path, *, size: int) -> None:
+    """Let the feature_store.yaml of a copy keep everything in its own folder, with partitions of `size`.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         block = config["batch_engine"]
