@@ -39,7 +39,7 @@ class MatchScales:
     match: Match = "mean"
     memory_deviation: float = 1.0
     memory_count_mean: float = 0.0
-    """Mean over training rows of log(1 + memory_behavior_count)."""
+    """Mean over training rows with a memory of log(1 + memory_behavior_count)."""
     memory_count_deviation: float = 1.0
 
     @property
@@ -92,13 +92,16 @@ class UserEvidence:
     """For each row over (V, E + 1): the evidence of its partitions, oldest first, and the log of their behaviors."""
 
     def numbers(self, *, like_rate: float, scales: MatchScales) -> Floats:
-        """Return (rows, 2): the smoothed like rate about `like_rate`, and the standardized log of the count."""
+        """Return (rows, 2): the smoothed like rate about `like_rate`, and the standardized log of the count.
+
+        A memory without partitions says nothing: both are 0, as its match is.
+        """
         there = self.evidence.rows >= 0
         places = np.where(there, self.evidence.rows, 0)
         counts = self.counts()
         likes = np.where(there, self.like_rates[places], 0.0) * counts if len(self.like_rates) else counts
         rate = (likes + LIKE_PRIOR * like_rate) / (counts + LIKE_PRIOR) - like_rate
-        standard = (np.log1p(counts) - scales.memory_count_mean) / scales.memory_count_deviation
+        standard = np.where(there, np.log1p(counts) - scales.memory_count_mean, 0.0) / scales.memory_count_deviation
         return np.stack([rate, np.clip(standard, -NUMBER_LIMIT, NUMBER_LIMIT)], axis=1).astype(np.float32)
 
     def counts(self) -> npt.NDArray[np.float64]:

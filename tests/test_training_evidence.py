@@ -132,14 +132,15 @@ def test_scales_are_fitted_on_the_training_part_alone() -> None:
     assert prepare(replace(samples(), evidence=moved), options=OPTIONS).spec.match == prepared().spec.match
 
 
-def test_a_memory_of_few_behaviors_has_a_like_rate_near_that_of_all() -> None:
+def test_a_memory_without_partitions_says_nothing() -> None:
     evidence = samples().evidence
     assert evidence is not None
-    rate, count = dense()[:, 3], dense()[:, 4]
     none = evidence.evidence.rows < 0
-    assert (rate[none] == 0).all()
     assert none.any()
-    assert count[none].max() < count[~none].min()
+    assert not dense()[none][:, [3, 4, MEMORY]].any()
+    train = np.intersect1d(prepared().split.train, np.flatnonzero(~none))
+    assert dense()[train, 4].mean() == pytest.approx(0, abs=0.05)
+    assert dense()[train, 4].std() == pytest.approx(1, abs=0.05)
 
 
 def test_evidence_raises_what_a_backbone_knows() -> None:

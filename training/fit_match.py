@@ -10,10 +10,13 @@ from liber_feast.inputs import EncodedItems, EncodedUsers, InputSpec
 
 
 def with_count_scale(spec: InputSpec, *, evidence: UserEvidence | None, train: npt.NDArray[np.int64]) -> InputSpec:
-    """Return the spec with the scale of the counts of behaviors in the memories of the samples `train`."""
+    """Return the spec with the scale of the counts of behaviors in the memories of `train`, those that have any."""
     if spec.match is None or evidence is None:
         return spec
-    counts = np.log1p(evidence.counts()[train])
+    counts = evidence.counts()[train]
+    counts = np.log1p(counts[counts > 0])
+    if not len(counts):
+        return spec
     found = replace(
         spec.match, memory_count_mean=float(counts.mean()), memory_count_deviation=float(counts.std()) or 1.0
     )
