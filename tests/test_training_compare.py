@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from liber_feast.errors import ArtifactError, ConfigError, LiberError
+from liber_feast.errors import ArtifactError, ConfigError, DataSetError, LiberError
 from tests import test_training_evidence as parts
 from tests.backbone_parts import SMALL as OF_BACKBONES
 from tests.test_training_fit import SMALL
@@ -240,3 +240,15 @@ def test_a_backbone_gets_the_flags_that_its_config_has() -> None:
     config = {"options": options, "history": "none", "width": 16}
     assert compare_command.config_of("din", **config) == {"attention_hidden": [16], "embedding_width": 16}
     assert compare_command.config_of("dcn", **config) == {"history": "none", "embedding_width": 16}
+
+
+def test_features_that_are_unknown_are_refused_with_those_known() -> None:
+    with pytest.raises(ConfigError, match=r"features 'magic' are unknown. Known: baseline, liber, evidence"):
+        compare_command.feature("magic")
+
+
+def test_a_block_of_one_class_is_refused(tmp_path: Path) -> None:
+    liked = {name: replace(one, like_above=0.0) for name, one in samples().items()}
+    fits = Fits(CHOSEN, samples=liked, folder=tmp_path)
+    with pytest.raises(DataSetError, match="the train part has one class only"):
+        fits(fits.tasks()[0])
