@@ -13,11 +13,12 @@ from liber_feast.errors import ConfigError, EncoderError
 from liber_feast.form_vectors import NUMBER_COUNT, lay_out
 from liber_feast.interest import LearnedText
 from liber_feast.memory import Memory
-from liber_feast.memory.publications import encoder_in_use
+from liber_feast.memory.publications import drop_encoder, encoder_in_use, use_encoder
 from liber_feast.memory.schema import text_vectors, texts
 from liber_feast.memory.texts import text_hash
 from liber_feast.memory.vectors import partition_vectors
 from liber_feast.parts import PARTS, PLAIN, parse_parts, summary_parts
+from liber_feast.pca import fit_pca
 from tests.memory_parts import (
     EchoLearner,
     TinyBert,
@@ -109,6 +110,30 @@ def test_texts_that_come_later_are_encoded_as_the_first_ones_are(tmp_path: Path)
     learn_all(second, PartsLearner())
     run(in_two, second)
     assert encoded(second) == encoded(first)
+
+
+def test_likes_lie_in_the_space_of_items_where_the_pca_of_items_is_put_in_the_place_of_the_texts_pca(
+    tmp_path: Path,
+) -> None:
+    items = fit_pca(
+        TinyBert().encode([f"Film {number}. Drama." for number in range(9)]),
+        width=WIDTH,
+        model="tiny",
+        model_hash="0" * 16,
+    )
+    memory = taught(new_memory(), PartsLearner())
+    first = TinyEncoding(folder=tmp_path, width=WIDTH, form=PARTS)
+    run(first, memory)
+    items.save(tmp_path)  # as `liber encode` finds it, which lets it be that of the memory
+    with memory.writing() as connection:
+        drop_encoder(connection)
+        use_encoder(connection, first.version_of(items))
+    run(TinyEncoding(folder=tmp_path, width=WIDTH, form=PARTS, bert=TinyBert(model_hash="0" * 16)), memory)
+    newest = {text: vector for text, (version, vector) in encoded(memory).items() if version == first.version_of(items)}
+    assert len(newest) == 3  # noqa: PLR2004 (two summaries and a shift)
+    for text, vector in newest.items():
+        item_with_these_words = items.transform(TinyBert().encode([sides(text)[0]]))[0]
+        assert np.frombuffer(vector, "<f4")[:WIDTH].tolist() == item_with_these_words.tolist()
 
 
 def test_texts_of_the_other_form_are_neither_fitted_on_nor_encoded(tmp_path: Path) -> None:
