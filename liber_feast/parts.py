@@ -65,6 +65,12 @@ def parse_parts(text: str) -> Parts | None:
     return parts if is_typed and parts.text() == text else None
 
 
+def readable(text: str, *, form: str) -> str:
+    """Return a text that was asked for in a form as prose."""
+    parts = parse_parts(text) if form == PARTS else None
+    return parts.readable() if parts else text
+
+
 def summary_parts(*, likes: str, dislikes: str, tendency: int | None, liked_count: int, disliked_count: int) -> Parts:
     """Return the parts of a summary; without a tendency, that of its counts beside one like and one dislike."""
     counted = round(FULL * (liked_count - disliked_count) / (liked_count + disliked_count + 2))

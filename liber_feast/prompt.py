@@ -19,7 +19,7 @@ from typing import Any, Literal, TypedDict
 
 from liber_feast.errors import PromptError
 from liber_feast.interest import DescribedBehavior, Item, ShiftRequest, SummaryRequest
-from liber_feast.parts import PARTS, PARTS_SUFFIX, PLAIN, parse_parts
+from liber_feast.parts import PARTS, PARTS_SUFFIX, PLAIN, readable
 from liber_feast.prompt_checks import check_keys, table_at, template_at, text_at, texts_at
 
 TITLE_LIMIT, VALUE_LIMIT, PROFILE_LIMIT, SUMMARY_LIMIT = 200, 60, 1000, 2000
@@ -176,14 +176,10 @@ class Prompt:
         return self._messages(
             self.shift,
             {
-                "previous_summary": _data(self._shown(request.previous_summary), limit=SUMMARY_LIMIT),
-                "summary": _data(self._shown(request.summary), limit=SUMMARY_LIMIT),
+                "previous_summary": _data(readable(request.previous_summary, form=self.form), limit=SUMMARY_LIMIT),
+                "summary": _data(readable(request.summary, form=self.form), limit=SUMMARY_LIMIT),
             },
         )
-
-    def _shown(self, summary: str) -> str:
-        parts = parse_parts(summary) if self.form == PARTS else None
-        return parts.readable() if parts else summary
 
     def _messages(self, template: str, values: Mapping[str, str]) -> list[Message]:
         factors = ", ".join(factor.name for factor in self.factors)

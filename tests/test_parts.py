@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from liber_feast.errors import EncoderError
 from liber_feast.form_vectors import NUMBER_COUNT, Floats, lay_out, pieces, text_width, version_of
-from liber_feast.parts import PARTS, PLAIN, Parts, form_of, parse_parts, shift_parts, summary_parts
+from liber_feast.parts import PARTS, PLAIN, Parts, form_of, parse_parts, readable, shift_parts, summary_parts
 
 COUNTS = st.integers(-(10**12), 10**12)
 every_parts = st.builds(
@@ -69,6 +69,13 @@ def test_the_numbers_of_a_shift_are_differences_and_0_beside_a_plain_summary() -
     assert (moved.tendency, moved.liked_count, moved.disliked_count) == (-50, -2, 4)
     beside_plain = shift_parts(likes="", dislikes="b", before=None, after=after, tendency=-20)
     assert (beside_plain.tendency, beside_plain.liked_count, beside_plain.disliked_count) == (-20, 0, 0)
+
+
+def test_parts_are_shown_as_prose_where_they_were_asked_for_and_plain_text_stays_as_it_is() -> None:
+    prose = "Likes: Drama films. Dislikes: nothing. Tendency: +60. Liked: 3 of 3."
+    assert readable(SUMMARY.text(), form=PARTS) == prose
+    assert readable("They like drama.", form=PARTS) == "They like drama."
+    assert readable(SUMMARY.text(), form=PLAIN) == SUMMARY.text()
 
 
 def test_parts_are_encoded_apart_and_numbers_stand_behind_them() -> None:

@@ -20,6 +20,7 @@ from liber_feast.errors import ArtifactError, ConfigError, LiberError, StoreNotR
 from liber_feast.fusion import AttentionFusion
 from liber_feast.interest import Item
 from tests import feature_repo_kit as kit
+from tests import llm_repo
 from tests.test_training_fit import SMALL, samples_of
 from tests.training_parts import SCHEMA, sample_table
 from training.ablate import FILE, VARIANTS, Ablation, Figures, ablate, partition_size, rows_of
@@ -213,6 +214,14 @@ def test_every_variant_is_fitted_and_its_calls_are_those_of_the_formula(tmp_path
     assert "partitions of 2 behaviors" in table
     assert "user id off" in table
     assert (tmp_path / "out" / PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_texts_in_parts_are_ablated_in_parts(tmp_path: Path) -> None:
+    in_parts = kit.loaded_repo(tmp_path / "repo")
+    llm_repo.set_interest(in_parts, {"backend": "extractive", "form": "parts"})
+    llm_repo.materialize(in_parts)
+    found = run(tmp_path / "out", "liber", "without_partition", "without_shift", repo=in_parts)
+    assert len({figures.log_loss for figures in found.values()}) == 3
 
 
 def test_an_ablation_goes_on_with_what_is_missing_and_never_with_that_of_another(tmp_path: Path) -> None:

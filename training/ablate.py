@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from liber_feast.errors import ArtifactError, ConfigError, StoreNotReady, one_line
+from liber_feast.form_vectors import lay_out
 from liber_feast.interest_config import ExtractiveConfig
 from liber_feast.materialize import Job
 from liber_feast.repo import open_repo_job, open_store, repo_status
@@ -192,7 +193,11 @@ def _encoder(job: Job, *, progress: Callable[[int], object]) -> Callable[[Sequen
     if pca is None:
         raise StoreNotReady("The repo has no PCA yet. Run `feast materialize START END` in the feature repo.")
     encoder = TextEncoder(bert=job.encoding.bert(), pca=pca)
-    return lambda texts: encoder.encode(texts, progress=progress)
+
+    def encode(pieces: Sequence[str]) -> npt.NDArray[np.float32]:
+        return encoder.encode(pieces, progress=progress)
+
+    return lambda texts: lay_out(texts, encode=encode, form=job.encoding.form)
 
 
 def _fitted(samples: Samples, *, calls: Calls, ablation: Ablation, name: str, bar: FitBar) -> Figures:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from liber_feast.errors import DataSetError, StoreFailure
 from liber_feast.interest import InterestLearner, LearnedText, SummaryRequest
+from liber_feast.parts import readable
 from liber_feast.pit import Ints
 from liber_feast.repo import open_repo_job
 from training.knowledge import Knowledge, cut_times, plan_knowledge
@@ -122,6 +123,7 @@ def load_knowledge(
         file = TextFile(folder, model=job.learner.model, prompt_version=job.learner.prompt_version)
         texts = learn_texts(plan.requests, learner=job.learner, file=file)
         bert = job.encoding.bert()
-        return Knowledge(plan=plan, vectors=bert.encode(texts), encoder=bert.model_hash[:16])
+        prose = [readable(text, form=job.encoding.form) for text in texts]
+        return Knowledge(plan=plan, vectors=bert.encode(prose), encoder=bert.model_hash[:16])
     finally:
         job.close()
