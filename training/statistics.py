@@ -16,8 +16,8 @@ from scipy import stats
 from liber_feast.errors import ConfigError
 
 RESAMPLES = 1_000
-AT_ONCE = 50
-"""Resamples computed at once; bounds the memory."""
+WEIGHTS_AT_ONCE = 5_000_000
+"""Weights of samples that are held at once; bounds the memory."""
 
 Floats = npt.NDArray[np.float64]
 Scores = npt.NDArray[np.floating]
@@ -69,9 +69,10 @@ def user_bootstrap(pairs: Sequence[Pair], *, resamples: int = RESAMPLES, seed: i
     random = np.random.default_rng(seed)
     user_count = 1 + max(int(pair.users_B.max(initial=-1)) for pair in pairs)
     present = np.unique(np.concatenate([pair.users_B for pair in pairs]))
+    at_once = max(1, WEIGHTS_AT_ONCE // max(len(pair.labels_B) for pair in pairs))
     parts = []
-    for start in range(0, resamples, AT_ONCE):
-        count = min(AT_ONCE, resamples - start)
+    for start in range(0, resamples, at_once):
+        count = min(at_once, resamples - start)
         drawn = present[random.integers(len(present), size=(count, len(present)))]
         weights_RU = np.stack([np.bincount(users, minlength=user_count) for users in drawn]).astype(np.float64)
         parts.append(np.mean([_gains(pair, weights_RU=weights_RU) for pair in pairs], axis=0))
