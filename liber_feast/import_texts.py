@@ -59,13 +59,8 @@ def import_texts(
     store, engine = open_engine(repo)
     job = open_job(store.config, registry=store.registry, online_store=engine.online_store, with_llm=False)
     try:
-        job.encoding.check_form(job.memory)
         texts = read_ready_texts(path, form=job.encoding.form)
-        found = _Found.of(job.memory)
-        sealing = _Sealing.of(texts, found=found, log=lambda: _log(engine, store.registry))
-        _check_texts(texts, found=found, memory=job.memory)
-        if not is_partial:
-            _check_whole(texts, found=found)
+        sealing = _checked(texts, job=job, log=lambda: _log(engine, store.registry), is_partial=is_partial)
         sealed_count = sealing.run(job.memory)
         counts = _keep(texts, job=job, model=model)
         report = Report()
@@ -87,6 +82,17 @@ def import_texts(
         "encoded_texts": report.encoded_count,
         "rows": report.published,
     }
+
+
+def _checked(texts: ReadyTexts, *, job: Job, log: Callable[[], pa.Table], is_partial: bool) -> "_Sealing":
+    """Check all that can be wrong; return what is to be sealed."""
+    job.encoding.check_form(job.memory)
+    found = _Found.of(job.memory)
+    sealing = _Sealing.of(texts, found=found, log=log)
+    _check_texts(texts, found=found, memory=job.memory)
+    if not is_partial:
+        _check_whole(texts, found=found)
+    return sealing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
