@@ -14,7 +14,7 @@ from tests.peers import copy, load_gates, peer
 from training.backbones import packing as packings
 from training.backbones import recurrence
 from training.backbones.packing import Packing, pack
-from training.backbones.recurrence import AUGRU, GRU, run_gates
+from training.backbones.recurrence import AUGRU, GRU, input_bias, run_gates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N, W, H = 5, 4, 3
@@ -78,12 +78,17 @@ def test_the_gru_is_that_of_torch_and_so_are_its_gradients(lengths: list[int]) -
 def test_the_gradients_by_hand_are_those_of_the_function() -> None:
     torch.manual_seed(4)
     counts = pack(mask_of([3, 0, 5, 2])).counts
-    inputs, attention = torch.randn(sum(counts), W), torch.rand(sum(counts))
-    weights = [torch.randn(3 * H, W), torch.randn(3 * H, H), torch.randn(3 * H), torch.randn(3 * H)]
-    arguments = [values.double().requires_grad_() for values in (inputs, attention, *weights)]
-    check, run = torch.autograd.gradcheck, recurrence._Gates.apply  # `run_gates` casts to float32
-    assert check(lambda *values: run(*values, counts), arguments)
-    assert check(lambda values, *rest: run(values, None, *rest, counts), [arguments[0], *arguments[2:]])
+    gates, attention = torch.randn(sum(counts), 3 * H), torch.rand(sum(counts))
+    weights = [torch.randn(3 * H, H), torch.randn(H)]
+    arguments = [values.double().requires_grad_() for values in (gates, attention, *weights)]
+
+    def run(gates: Tensor, attention: Tensor | None, *weights: Tensor) -> Tensor:
+        # `run_gates` casts to float32
+        states: Tensor = recurrence._Gates.apply(gates, gates.detach().clone(), attention, *weights, counts)
+        return states
+
+    assert torch.autograd.gradcheck(run, arguments)
+    assert torch.autograd.gradcheck(lambda gates, *rest: run(gates, None, *rest), [arguments[0], *arguments[2:]])
 
 
 def of_deepctr(ours: AUGRU) -> Callable[[PackedSequence, PackedSequence], Tensor]:
@@ -120,8 +125,8 @@ def test_no_attention_leaves_the_state_and_full_attention_is_the_gru() -> None:
     inputs = torch.randn(6, W)
     assert not augru(inputs, torch.zeros(6), packing).any()
     whole = augru(inputs, torch.ones(6), packing)
-    weights = (augru.weight_ih, augru.weight_hh, augru.bias_ih, augru.bias_hh)
-    torch.testing.assert_close(run_gates(inputs, None, weights, counts=packing.counts), whole)
+    gates = inputs @ augru.weight_ih.T + input_bias(augru.bias_ih, augru.bias_hh)
+    torch.testing.assert_close(run_gates(gates, None, augru.weight_hh, augru.bias_hh, counts=packing.counts), whole)
 
 
 def test_all_rows_give_what_the_behaviors_give() -> None:

@@ -62,7 +62,9 @@ class Behaviors:
         of_item_HC, of_feedback_HE = weight_HW.split([self.items.shape[-1], self.feedback_3E.shape[-1]], dim=1)
         of_items = F.linear(self.items, of_item_HC, bias_H)
         of_items = of_items if self.places is None else take_rows(of_items, self.places)
-        return of_items + self.told.to(of_items.dtype) @ F.linear(self.feedback_3E, of_feedback_HE)
+        of_feedback_3H = F.linear(self.feedback_3E, of_feedback_HE)
+        told = self.told.to(of_items.dtype)
+        return torch.addmm(of_items.flatten(0, -2), told.flatten(0, -2), of_feedback_3H).view_as(of_items)
 
 
 def beside(items_BC: Tensor, row_E: Tensor) -> Tensor:

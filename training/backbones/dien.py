@@ -133,7 +133,7 @@ class DIEN(nn.Module):
         behaviors = embedded.behaviors.packed(packing)
         interest_PH = self.extraction(behaviors, packing)
         attention_P = self.attention(beside(embedded.candidate_BC, embedded.wanted_E), interest_PH, packing)
-        evolved_BH = self.evolution(interest_PH, attention_P, packing).index_select(0, packing.last_B)
+        evolved_BH = take_rows(self.evolution(interest_PH, attention_P, packing), packing.last_B)
         logit_B = self.output(torch.cat([embedded.fields_BFE.flatten(1), evolved_BH], dim=-1)).squeeze(-1)
         return logit_B, interest_PH, behaviors, packing
 

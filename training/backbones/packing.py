@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.backbones.rows import take_rows
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Packing:
@@ -37,7 +39,7 @@ class Packing:
 
     def take_samples(self, values: Tensor) -> Tensor:
         """Return (P, ...) of (B, ...): to each packed row its sample's."""
-        return values.index_select(0, self.rows_P // self.length)
+        return take_rows(values, self.rows_P // self.length)
 
     def softmax(self, score_P: Tensor) -> Tensor:
         """Return the softmax over each sample's behaviors, (P,); padding has 0."""
