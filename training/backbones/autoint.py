@@ -6,10 +6,10 @@ Shape suffixes: B samples in the batch, F fields, E embedding width, D input wid
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from liber_feast.inputs import InputShape
 from training.backbones.embedding import Batch, InputEmbedding, PooledHistory
+from training.backbones.field_attention import attend
 from training.backbones.layers import Activation, mlp
 
 
@@ -40,16 +40,13 @@ class InteractingLayer(nn.Module):
 
     def __init__(self, width: int, *, heads: int, head_width: int, scale: bool = False) -> None:
         super().__init__()
-        self.heads, self.head_width = heads, head_width
+        self.heads = heads
         self.scale = head_width**-0.5 if scale else 1.0
         self.projection = nn.Linear(width, 4 * heads * head_width, bias=False)
         """Query, key, value and residual, in this order."""
 
     def forward(self, fields_BFD: Tensor) -> Tensor:
-        *projected, residual_BFD = self.projection(fields_BFD).chunk(4, dim=-1)
-        query, key, value = (part.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2) for part in projected)
-        attended_BHFK = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
-        return F.relu(attended_BHFK.transpose(1, 2).flatten(2) + residual_BFD)
+        return attend(self.projection(fields_BFD), heads=self.heads, scale=self.scale)
 
 
 class AutoInt(nn.Module):
