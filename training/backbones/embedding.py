@@ -23,6 +23,7 @@ from training.backbones.behaviors import (
     feedback,
 )
 from training.backbones.fields import INITIAL_DEVIATION, FieldEmbedding
+from training.backbones.fusing import fuse
 from training.backbones.kar import KnowledgeAdaptor
 from training.backbones.match import MatchHead
 
@@ -31,7 +32,6 @@ __all__ = ["HISTORY", "Batch", "Embedded", "History", "InputEmbedding", "PooledH
 History = Literal["sequence", "mean", "none"]
 """What a backbone sees of h, the recent behaviors: each of them, their mean field by field, or nothing."""
 PooledHistory = Literal["mean", "none"]
-LENGTH_GROUPS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,22 +132,10 @@ class InputEmbedding(nn.Module):
             return batch["fused"]
         assert self.fusion is not None, "a batch without LIBER has no fused vector"
         vectors_BPD, sealed_BP = batch["vectors"], batch["sealed"]
-        # One text has one length. On a GPU the padding is cheaper than waiting for the lengths.
-        if vectors_BPD.is_cuda or isinstance(self.fusion, KnowledgeAdaptor):
+        # On a GPU the padding is cheaper than waiting for the lengths.
+        if vectors_BPD.is_cuda or vectors_BPD.requires_grad or not isinstance(self.fusion, AttentionFusion):
             return self.fusion(vectors_BPD, sealed_BP)
-        return self._by_length(vectors_BPD, sealed_BP)
-
-    def _by_length(self, vectors_BPD: Tensor, sealed_BP: Tensor) -> Tensor:
-        """Fuse samples of like partition counts together: most have few, and padding costs as much as partitions."""
-        assert self.fusion is not None
-        length_B = (sealed_BP * torch.arange(1, sealed_BP.shape[1] + 1)).amax(dim=1).clamp(min=1)
-        order_B = length_B.argsort()
-        fused = [
-            self.fusion(vectors_BPD[rows, : int(length_B[rows[-1]])], sealed_BP[rows, : int(length_B[rows[-1]])])
-            for rows in order_B.tensor_split(LENGTH_GROUPS)
-            if len(rows)
-        ]
-        return torch.cat(fused)[order_B.argsort()]
+        return fuse(self.fusion, vectors_BPD, sealed_BP)
 
     def behaviors(self, batch: Batch) -> Tensor:
         """Return the behaviors (B, N, W): the item's fields and one more for what the user thought of it."""
