@@ -51,7 +51,7 @@ def sqlite(folder: Path, *statements: str) -> None:
 
 def test_a_fresh_memory_has_the_newest_schema_and_a_name_of_its_own(tmp_path: Path) -> None:
     memory = new_memory(tmp_path)
-    assert memory.setting("schema_version") == "3"
+    assert memory.setting("schema_version") == "4"
     assert memory.identity != new_memory().identity
 
 

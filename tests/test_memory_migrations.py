@@ -90,7 +90,7 @@ def test_a_memory_of_version_1_keeps_every_row(tmp_path: Path) -> None:
     before, memory = old_rows(tmp_path), new_memory(tmp_path)
     after = everything(memory)
     before["settings"].remove(("schema_version", "1"))
-    after["settings"].remove(("schema_version", "3"))
+    after["settings"].remove(("schema_version", "4"))
     key = next(row for row in after["settings"] if row[0] == migrations.TOMBSTONE_KEY)
     after["settings"].remove(key)
     assert len(str(key[1])) == 64
@@ -115,6 +115,9 @@ def test_a_memory_of_version_1_keeps_every_row(tmp_path: Path) -> None:
         "waiting": [(user, 1, after["waiting"][0][2], 0, None, None, 0) for user in sorted(sealed, key=str)],
         "leases": [],
         "tombstones": [],
+        "item_vectors": [],
+        "item_texts": [],
+        "partition_evidence": [],
     }
 
 
@@ -179,7 +182,7 @@ def test_a_memory_of_a_newer_release_is_refused_and_unharmed(tmp_path: Path) -> 
     memory = new_memory(tmp_path)
     memory.keep_setting("schema_version", str(len(migrations.STEPS) + 2))
     before = everything(memory)
-    with pytest.raises(MemoryFailure, match=r"schema version 4; this release knows 3\. Install a newer liber-feast"):
+    with pytest.raises(MemoryFailure, match=r"schema version 5; this release knows 4\. Install a newer liber-feast"):
         new_memory(tmp_path)
     assert everything(memory) == before
 
@@ -201,8 +204,8 @@ def test_a_step_that_fails_leaves_the_memory_as_it_was_and_the_next_try_brings_i
         new_memory(tmp_path)
     assert old_rows(tmp_path) == before
     monkeypatch.setattr(migrations, "STEPS", (*steps, next_step))
-    assert new_memory(tmp_path).setting("schema_version") == "4"
-    assert new_memory(tmp_path).setting("schema_version") == "4"
+    assert new_memory(tmp_path).setting("schema_version") == "5"
+    assert new_memory(tmp_path).setting("schema_version") == "5"
 
 
 def test_a_table_of_another_program_under_a_name_that_this_release_needs_is_refused_and_left_alone(

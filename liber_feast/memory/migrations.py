@@ -1,7 +1,7 @@
 """Make a new memory, or bring one of an earlier release to the newest version by numbered steps.
 
-A new database gets the tables of `schema` and `call_tables` as they are now. Everything happens in the caller's
-transaction: a step that fails leaves the database as it was.
+A new database gets the tables of `schema`, `call_tables` and `evidence_tables` as they are now. Everything happens in
+the caller's transaction: a step that fails leaves the database as it was.
 """
 
 import secrets
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from liber_feast.errors import MemoryFailure
 from liber_feast.memory.call_tables import budget_counters, calls
+from liber_feast.memory.evidence_tables import item_texts, item_vectors, partition_evidence
 from liber_feast.memory.schema import (
     behaviors,
     leases,
@@ -178,6 +179,12 @@ _STREAM_COLUMNS: Mapping[sa.Table, Sequence[str]] = {
 }
 
 
+def _evidence(connection: sa.Connection) -> None:
+    """To version 4: vectors of items, and evidence of partitions; the next run makes that of those that are sealed."""
+    for table in (item_vectors, item_texts, partition_evidence):
+        table.create(connection)
+
+
 def _continue_numbers(connection: sa.Connection, table: sa.Table) -> None:
     """Let PostgreSQL number new rows after those that were copied; SQLite does so by itself."""
     column = table.autoincrement_column
@@ -188,7 +195,7 @@ def _continue_numbers(connection: sa.Connection, table: sa.Table) -> None:
     connection.execute(sa.select(sa.func.setval(sequence, newest, False)))
 
 
-STEPS: tuple[Callable[[sa.Connection], None], ...] = (_redo_and_account, _stream)
+STEPS: tuple[Callable[[sa.Connection], None], ...] = (_redo_and_account, _stream, _evidence)
 """Step number N (from 1) brings a memory of version N to version N+1. A released one does the same for ever.
 
 A step may use a table of `schema` only as long as its definition there does not change; who changes that gives the
