@@ -1,4 +1,4 @@
-"""Delta tables: three that `liber load` writes, four that the plugin publishes."""
+"""Delta tables: three that `liber load` writes, six that the plugin publishes."""
 
 from feast import FileSource, PushSource
 from feast.data_format import DeltaFormat
@@ -25,3 +25,5 @@ summary_table = delta("partition_summary", created=True, description="One row pe
 shift_table = delta("partition_shift", created=True, description="One row per partition and text version")
 vector_table = delta("partition_vector", created=True, description="One row per partition and encoder version")
 fused_table = delta("fused_vector", created=True, description="One row per partition and fusion version")
+item_text_table = delta("item_text", created=True, description="One row per version of an item")
+evidence_table = delta("partition_evidence", created=True, description="One row per partition")

@@ -9,8 +9,10 @@ from entities import item, user
 from sources import (
     behavior_log,
     behavior_push,
+    evidence_table,
     fused_table,
     item_table,
+    item_text_table,
     shift_table,
     summary_table,
     user_table,
@@ -113,4 +115,38 @@ fused_vector = BatchFeatureView(
     sink_source=fused_table,
     online=True,
     tags={"liber.stage": "fused"},
+)
+
+item_text = BatchFeatureView(
+    name="item_text",
+    entities=[item],
+    ttl=FOREVER,
+    schema=[
+        Field(name="vector", dtype=Array(Float32), description="Of the item's title, categories and period"),
+        Field(name="encoder_version", dtype=String),
+    ],
+    source=[item_attributes],
+    sink_source=item_text_table,
+    online=True,
+    tags={"liber.stage": "item_text"},
+)
+
+partition_evidence = BatchFeatureView(
+    name="partition_evidence",
+    entities=[user],
+    ttl=FOREVER,
+    schema=[
+        Field(name="partition_index", dtype=Int64),
+        Field(name="evidence", dtype=Array(Float32), description="Mean of (like - like rate) x item vector"),
+        Field(name="like_rate", dtype=Float64, description="Likes over behaviors of the partition"),
+        Field(name="behavior_count", dtype=Int64),
+        Field(name="memory_evidence", dtype=Array(Float32), description="Over all partitions so far"),
+        Field(name="memory_like_rate", dtype=Float64),
+        Field(name="memory_behavior_count", dtype=Int64),
+        Field(name="encoder_version", dtype=String, description="That of the item vectors it is made of"),
+    ],
+    source=[behaviors, item_text],
+    sink_source=evidence_table,
+    online=True,
+    tags={"liber.stage": "evidence"},
 )

@@ -1,6 +1,6 @@
-"""`liber backup` and `liber restore`: a copy of the memory, of the PCA and of the fusion weights, and back.
+"""`liber backup` and `liber restore`: a copy of the memory, of the PCAs and of the fusion weights, and back.
 
-Without the PCA vectors cannot be continued; Delta tables and online store are made from the memory.
+Without the PCAs vectors cannot be continued; Delta tables and online store are made from the memory.
 """
 
 import filecmp
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from feast import RepoConfig
 
 MEMORY_FILE, DUMP = "memory.db", "memory.dump"
-FOLDERS = ("encoder", "fusion")
-"""Below data/: the PCA, and fusion weights by version."""
+FOLDERS = ("encoder", "item_encoder", "fusion")
+"""Below data/: the PCAs of texts and of items, and fusion weights by version."""
 LOCK_SECONDS = 60.0
 
 

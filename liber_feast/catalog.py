@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,14 @@ class FeastCatalog:
         for item_id, time in wanted:
             found[item_id, time] = described_item(item_id, _row_at(versions.get(item_id), time))
         return found
+
+    def item_versions(self, item_ids: Iterable[str] | None = None) -> Iterator[tuple[str, int, Item]]:
+        """Yield every version of the items that are described, of all or of some: id, time in microseconds, item."""
+        versions = self._items.versions()
+        for item_id in sorted(versions if item_ids is None else versions.keys() & set(item_ids)):
+            found = versions[item_id]
+            for time, row in zip(found.times, found.rows, strict=True):
+                yield item_id, time, described_item(item_id, row)
 
     def profiles_at(self, wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
         """Return profiles by (user id, microseconds since 1970 UTC), as they were then; empty if nothing is known."""

@@ -18,6 +18,8 @@ class PublishedStage(StrEnum):
     SHIFT = "shift"
     VECTOR = "vector"
     FUSED = "fused"
+    EVIDENCE = "evidence"
+    ITEM_TEXT = "item_text"
 
 
 def register(app: typer.Typer) -> None:

@@ -15,6 +15,7 @@ from liber_feast.errors import ConfigError
 from liber_feast.forget import behavior_log
 from liber_feast.job import liber_views, open_job
 from liber_feast.memory import Memory
+from liber_feast.memory.evidence_tables import item_texts
 from liber_feast.memory.leases import PUBLISH, held
 from liber_feast.memory.schema import publications, published, runs
 from liber_feast.publish import Publisher
@@ -90,7 +91,9 @@ def tidy(memory: Memory) -> dict[str, int]:
     """
     newest = sa.select(sa.func.max(publications.c.publication_id)).scalar_subquery()
     is_held = sa.exists().where(published.c.publication_id == publications.c.publication_id)
-    is_old = publications.c.done_time.is_not(None) & ~is_held & (publications.c.publication_id < newest)
+    is_of_items = sa.exists().where(item_texts.c.publication_id == publications.c.publication_id)
+    is_done = publications.c.done_time.is_not(None)
+    is_old = is_done & ~is_held & ~is_of_items & (publications.c.publication_id < newest)
     oldest = sa.select(runs.c.run_id).order_by(runs.c.run_id.desc()).offset(RUNS_KEPT - 1).limit(1).scalar_subquery()
     with held(memory, PUBLISH), memory.writing("tidy") as connection:
         gone = connection.execute(publications.delete().where(is_old)).rowcount

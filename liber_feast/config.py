@@ -63,6 +63,13 @@ class EncoderConfig(_Block):
     fitted."""
 
 
+class EvidenceConfig(_Block):
+    """What likes and dislikes say in the space of item texts; for repos with the views of evidence."""
+
+    width: PositiveInt = 32
+    """Floats of an item's vector: the width of the PCA over item texts. Fixed once that is fitted."""
+
+
 class FusionConfig(_Block):
     """How partition vectors become one vector (equations 5 and 6)."""
 
@@ -125,6 +132,7 @@ class LiberComputeEngineConfig(_Block):
     """Who writes summaries and shifts; see `interest_config`."""
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    evidence: EvidenceConfig = Field(default_factory=EvidenceConfig)
     fusion: FusionConfig = Field(default_factory=FusionConfig)
     sequence: SequenceConfig = Field(default_factory=SequenceConfig)
     memory_window: PositiveInt = 50

@@ -15,6 +15,7 @@ from liber_feast import delta_maintenance as maintenance
 from liber_feast.delta_maintenance import Place
 from liber_feast.engine import ID_TYPES
 from liber_feast.errors import ConfigError, StoreNotReady
+from liber_feast.evidence import ITEM_TEXT
 from liber_feast.job import liber_views, open_job
 from liber_feast.memory.forgetting import Removed, erase_deleted, forget_user
 from liber_feast.offline_read import Location, locate, open_snapshot
@@ -106,7 +107,9 @@ class Forgetting:
         """Delete the rows of the published tables; return how many by table, and how many files are gone."""
         rows, files = {}, 0
         with own_turn(self.publisher, "forget") as numbered:
-            for table in self.publisher.tables.values():
+            for stage, table in self.publisher.tables.items():
+                if stage == ITEM_TEXT:  # which says nothing of users
+                    continue
                 place = Place(path=str(table.path))
                 if place.is_made():
                     rows[table.path.name] = maintenance.delete_users(place, [self.user_id], numbered=numbered)

@@ -12,10 +12,12 @@ from liber_feast.catalog import FeastCatalog
 from liber_feast.config import LiberComputeEngineConfig
 from liber_feast.encoding import Encoding
 from liber_feast.errors import ConfigError, StoreNotReady
+from liber_feast.evidence_stage import EvidenceStage
 from liber_feast.form_vectors import text_width
 from liber_feast.fuser import Fuser, open_fuser
 from liber_feast.interest import InterestLearner
 from liber_feast.interest_config import ExtractiveConfig
+from liber_feast.item_encoding import ItemEncoding
 from liber_feast.job_origin import origin_of
 from liber_feast.llm.extractive import ExtractiveLearner
 from liber_feast.llm_backend import OpenedLlm, configure_llm, open_prompt
@@ -26,10 +28,12 @@ from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.offline_read import locate
 from liber_feast.online import FeastOnlineSink
 from liber_feast.pace import Exposed, Pace
-from liber_feast.publish import VIEWS, DeltaSink
+from liber_feast.publish import ALL_VIEWS, EVIDENCE_VIEWS, VIEWS, DeltaSink
 from liber_feast.title_vectors import TitleVectors
 
 NEEDED_VIEWS = ("user_profile", "item_attributes", "behaviors", "behavior_sequence", *VIEWS.values())
+OPTIONAL_VIEWS = tuple(EVIDENCE_VIEWS.values())
+"""Those of the stage `evidence`: a feature repo has both or goes without the stage."""
 
 
 def repo_folder(config: RepoConfig) -> Path:
@@ -69,6 +73,7 @@ def liber_views(registry: BaseRegistry, *, project: str) -> dict[str, FeatureVie
 
     Raises:
         StoreNotReady: the registry lacks one, or is gone.
+        ConfigError: it has one of the views of evidence and not the other.
     """
     try:
         every = registry.list_all_feature_views(project, allow_cache=True)
@@ -83,7 +88,14 @@ def liber_views(registry: BaseRegistry, *, project: str) -> dict[str, FeatureVie
             f"Feature view {missing[0]!r} is not in the registry of project {project!r}. Run `feast apply` in the"
             " feature repo; if it was run, define the view (README, feature views)."
         )
-    return {name: found[name] for name in NEEDED_VIEWS}
+    optional = [name for name in OPTIONAL_VIEWS if name in found]
+    if len(optional) == 1:
+        (absent,) = set(OPTIONAL_VIEWS) - set(optional)
+        raise ConfigError(
+            f"Feature view {optional[0]!r} is in the registry of project {project!r} and {absent!r} is not. Define both"
+            " (README, feature views) or none, and run `feast apply`."
+        )
+    return {name: found[name] for name in (*NEEDED_VIEWS, *optional)}
 
 
 def open_learner(config: LiberComputeEngineConfig, *, base: Path) -> InterestLearner:
@@ -113,6 +125,13 @@ def open_encoding(config: RepoConfig) -> Encoding:
     block: LiberComputeEngineConfig = config.batch_engine
     folder = repo_folder(config) / "data" / "encoder"
     return Encoding(folder=folder, model=block.encoder.model, width=block.encoder.width, form=block.interest.form)
+
+
+def open_item_encoding(config: RepoConfig, *, encoding: Encoding) -> ItemEncoding:
+    """Return the space of item texts of a feature repo; its PCA lies in `data/item_encoder`."""
+    block: LiberComputeEngineConfig = config.batch_engine
+    folder = repo_folder(config) / "data" / "item_encoder"
+    return ItemEncoding(folder=folder, width=block.evidence.width, encoding=encoding)
 
 
 def active_fuser(config: RepoConfig, memory: Memory) -> Callable[[str | None], Fuser]:
@@ -146,33 +165,45 @@ def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: Online
         LiberError: a part of the configuration cannot be used, or the repo was never applied.
     """
     block: LiberComputeEngineConfig = config.batch_engine
-    origin = origin_of(config, registry=registry, base=repo_folder(config), names=NEEDED_VIEWS)  # before all is read
+    names = (*NEEDED_VIEWS, *OPTIONAL_VIEWS)
+    origin = origin_of(config, registry=registry, base=repo_folder(config), names=names)  # before all is read
     views = liber_views(registry, project=config.project)
     open_learner_of = _prepared_learner(block, base=repo_folder(config), with_llm=with_llm)
     encoding = open_encoding(config)
     encoding.pca()  # says at once where it does not fit the configuration
+    item_encoding = open_item_encoding(config, encoding=encoding)
+    has_evidence = OPTIONAL_VIEWS[0] in views
+    if has_evidence:
+        item_encoding.pca()
     catalog = open_catalog(config, registry=registry)
     memory = open_memory(config)  # the first thing that is written
     if with_llm:  # else `liber encode` could not change to another form
         encoding.check_form(memory)
     learner, llm = open_learner_of(memory)
+    like_above = block.behavior.like_above
+    evidence = EvidenceStage(memory=memory, catalog=catalog, encoding=item_encoding, like_above=like_above)
     return Job(
         memory=memory,
         condition=block.condition(),
         learner=learner,
         llm=llm,
         catalog=catalog,
-        like_above=block.behavior.like_above,
+        like_above=like_above,
         encoding=encoding,
         title_vectors=TitleVectors(encoding=encoding, catalog=catalog),
         fuser=active_fuser(config, memory),
-        tables={stage: DeltaSink(path=_delta_path(views[view], config)) for stage, view in VIEWS.items()},
+        tables={
+            stage: DeltaSink(path=_delta_path(views[view], config))
+            for stage, view in ALL_VIEWS.items()
+            if view in views
+        },
         online=FeastOnlineSink(store=online_store, config=config, views=views),
         memory_window=block.memory_window,
         sequence_length=block.sequence.length,
         pace=Pace(**block.worker.model_dump()),
         exposed=_exposed(config),
         origin=origin,
+        evidence=evidence if has_evidence else None,
     )
 
 

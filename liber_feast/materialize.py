@@ -7,7 +7,7 @@ run does nothing, and a run after a crash does what was not yet committed.
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from liber_feast import stream_metrics
 from liber_feast.behavior import CheckedBehaviors, microseconds
 from liber_feast.encoding import Encoding
-from liber_feast.errors import BackendRefused, BackendUnreachable
+from liber_feast.errors import BackendRefused, BackendUnreachable, LiberError
+from liber_feast.evidence_stage import EvidenceStage
 from liber_feast.fuser import Fuser
 from liber_feast.interest import InterestLearner, Progress, learn
 from liber_feast.llm_backend import OpenedLlm
@@ -32,7 +33,7 @@ from liber_feast.origin import Origin
 from liber_feast.pace import Exposed, Pace
 from liber_feast.partition import Condition, DriftCondition
 from liber_feast.pending import PendingGauge, show_memory
-from liber_feast.publish import VIEWS, DeltaSink, OnlineSink, Publisher
+from liber_feast.publish import DeltaSink, OnlineSink, Publisher
 from liber_feast.report import Report as Report  # noqa: PLC0414  (it is asked for here, too)
 from liber_feast.title_vectors import TitleVectors
 from liber_feast.waves import Catalog, MemoryWaves
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 PCA_IN_USE = "pca_in_use"
 """The setting that names the PCA by which everybody's earlier texts were encoded and published."""
+ITEM_PCA_IN_USE = "item_pca_in_use"
+"""The setting that names the PCA of items by which everybody's earlier evidence was made and published."""
 PUT_OFF_S = 60
 """How long workers leave users alone whose texts could not be had: the budget is out, or the LLM away."""
 WAIT_S = (0.01, 0.2)
@@ -74,6 +77,8 @@ class Job:
     online: OnlineSink
     memory_window: int
     sequence_length: int
+    evidence: EvidenceStage | None = None
+    """None: the feature repo has no view of evidence."""
     llm: OpenedLlm | None = None
     """What the learner's calls are accounted in; None: it makes none."""
     pace: Pace = field(default_factory=Pace)
@@ -126,7 +131,7 @@ class Job:
                 what was learned before included.
         """
         keys, is_restored = self._due(user_keys, with_failed=with_failed)
-        report.published = {**dict.fromkeys(VIEWS, 0), **report.published}
+        report.published = {**dict.fromkeys(self.tables, 0), **report.published}
         is_only_theirs = user_keys is not None and not is_restored
         if is_only_theirs and not keys:
             return
@@ -261,6 +266,8 @@ class Job:
     ) -> BackendRefused | BackendUnreachable | None:
         """Do as `work`, without the accounts; return why no further call could succeed."""
         with claims.kept(self.memory, claimed, seconds=self.pace.lease_s) as beat:
+            if self.llm is not None:  # which may be away for long
+                self._publish_evidence(report, user_keys=sorted(claimed.numbers), progress=progress)
             with report.timed("interest"):
                 waves = self.waves(user_keys=sorted(claimed.numbers), with_failed=with_failed)
                 waves.is_held = beat.is_held
@@ -297,13 +304,49 @@ class Job:
             due = user_keys if is_used else None
             report.encoded_count += self.encoding.run(self.memory, progress=progress, user_keys=due)
             report.missing_text_count = self.encoding.missing_count
-        with report.timed("publish"):
-            published = self.publisher().publish(user_keys=due)
-        for stage, count in published.items():
-            report.published[stage] = report.published.get(stage, 0) + count
+        self._publish(report, user_keys=due, first=self._make_evidence(report, user_keys=user_keys, progress=progress))
         pca = self.encoding.pca_of(self.memory)
         if pca is not None and not is_used:
             self.memory.keep_setting(PCA_IN_USE, self.encoding.version_of(pca))
+
+    def _publish_evidence(self, report: Report, *, user_keys: Sequence[int], progress: Progress) -> None:
+        """Make and publish the evidence of users, and what else of theirs is there to be published.
+
+        What cannot be done now is tried again, and raised, when the texts are published.
+        """
+        if self.evidence is not None:
+            with suppress(LiberError):
+                first = self._make_evidence(report, user_keys=user_keys, progress=progress)
+                self._publish(report, user_keys=user_keys, first=first)
+
+    def _publish(self, report: Report, *, user_keys: Sequence[int] | None, first: str | None) -> None:
+        """Publish what is there, of all users or of some.
+
+        Of all where a PCA, `first`, made everybody's evidence for the first time; that is noted then.
+        """
+        with report.timed("publish"):
+            published = self.publisher().publish(user_keys=None if first else user_keys)
+        for stage, count in published.items():
+            report.published[stage] = report.published.get(stage, 0) + count
+        if first:
+            self.memory.keep_setting(ITEM_PCA_IN_USE, first)
+
+    def _make_evidence(self, report: Report, *, user_keys: Sequence[int] | None, progress: Progress) -> str | None:
+        """Make the evidence that is missing, of all users or of some.
+
+        The first that a PCA makes is everybody's, and the version of that PCA is returned.
+        """
+        if self.evidence is None:
+            return None
+        encoding = self.evidence.encoding
+        with report.timed("evidence"):
+            pca = encoding.pca_of(self.memory)
+            is_used = pca is not None and self.memory.setting(ITEM_PCA_IN_USE) == pca.version
+            counts = self.evidence.run(user_keys=user_keys if is_used else None, progress=progress)
+        report.evidence_count += counts.partition_count
+        report.item_count += counts.item_count
+        report.missing_item_count = encoding.missing_count
+        return None if is_used else counts.encoder_version
 
     @contextmanager
     def _accounted(self, report: Report) -> Iterator[None]:

@@ -12,6 +12,7 @@ from feast.infra.key_encoding_utils import deserialize_entity_key
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.types.Value_pb2 import Value
 
+from liber_feast.evidence import ITEM_TEXT
 from liber_feast.offline_read import STAGE
 from liber_feast.online_values import EncodedRows, encode_rows, entity_keys
 
@@ -88,14 +89,14 @@ class FeastOnlineSink:
             self._writer.write_together(batches)
 
     def delete(self, user_ids: Sequence[str | int]) -> int:
-        """Delete the rows of the users in every view that the plugin fills; return how many there were.
+        """Delete the rows of the users in every view of users that the plugin fills; return how many there were.
 
         Raises:
             OnlineStoreAway, StoreFailure, StoreNotReady: as `write`.
         """
         gone = 0
         for view in self._views.values():
-            if view.online and STAGE in view.tags:
+            if view.online and STAGE in view.tags and _is_of_users(view):
                 gone += self._writer.delete(view, entity_keys(view, user_ids))
         return gone
 
@@ -118,6 +119,10 @@ class FeastOnlineSink:
     @cached_property
     def _writer(self) -> OnlineWriter:
         return open_writer(self._store, self._config)
+
+
+def _is_of_users(view: FeatureView) -> bool:
+    return view.tags[STAGE] != ITEM_TEXT
 
 
 def open_writer(store: OnlineStore, config: RepoConfig) -> OnlineWriter:

@@ -15,10 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import sqlalchemy as sa
 
-from liber_feast.behavior import CREATED_TIME, EVENT_TIME, TIMESTAMP, USER
+from liber_feast.behavior import CREATED_TIME, EVENT_TIME, ITEM, TIMESTAMP, USER
+from liber_feast.evidence import memory_evidence
 from liber_feast.fuser import Fuser
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory.bulk import among
+from liber_feast.memory.evidence import evidence_of_users
+from liber_feast.memory.item_vectors import ItemTextRow
 from liber_feast.memory.publications import maker_of, text_version
 from liber_feast.memory.schema import partitions, texts
 from liber_feast.memory.settings import setting
@@ -46,6 +49,16 @@ _TEXT_FIELDS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
         ("model", pa.string()),
     ),
 }
+_EVIDENCE_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+    ("partition_index", pa.int64()),
+    ("evidence", pa.list_(pa.float32())),
+    ("like_rate", pa.float64()),
+    ("behavior_count", pa.int64()),
+    ("memory_evidence", pa.list_(pa.float32())),
+    ("memory_like_rate", pa.float64()),
+    ("memory_behavior_count", pa.int64()),
+    ("encoder_version", pa.string()),
+)
 _TIME_FIELDS = ((EVENT_TIME, TIMESTAMP), (CREATED_TIME, TIMESTAMP))
 
 
@@ -147,6 +160,56 @@ class Projection:
     def newest_fused_rows(self, user_keys: Sequence[int], *, created_time: int) -> pa.Table:
         """Return the newest row of `fused_vector` of each user that has a vector."""
         return self.fused_rows(self._newest_windows(user_keys), created_time=created_time)
+
+    def evidence_rows(
+        self,
+        user_keys: Sequence[int],
+        *,
+        encoder_version: str,
+        created_time: int,
+        keep: Callable[[PartitionKey], bool],
+    ) -> pa.Table:
+        """Return rows of `partition_evidence` of the partitions that `keep` keeps, by user and index."""
+        rows = []
+        for user_key, sealed in evidence_of_users(self.connection, user_keys, encoder_version=encoder_version):
+            memory = memory_evidence([one.evidence for one in sealed])
+            for place, one in enumerate(sealed):
+                if not keep((user_key, one.partition_index)):
+                    continue
+                row = {
+                    "user_key": user_key,
+                    "partition_index": one.partition_index,
+                    "evidence": one.evidence.evidence,
+                    "like_rate": one.evidence.like_rate,
+                    "behavior_count": one.evidence.behavior_count,
+                    "memory_evidence": memory.evidence[place],
+                    "memory_like_rate": float(memory.like_rates[place]),
+                    "memory_behavior_count": int(memory.behavior_counts[place]),
+                    "encoder_version": encoder_version,
+                    EVENT_TIME: one.seal_time,
+                    CREATED_TIME: created_time,
+                }
+                rows.append(row)
+        return self._table(rows, _EVIDENCE_FIELDS)
+
+    def newest_evidence_rows(self, user_keys: Sequence[int], *, encoder_version: str, created_time: int) -> pa.Table:
+        """Return the newest row of `partition_evidence` of each user that has evidence."""
+        rows = self.evidence_rows(
+            user_keys, encoder_version=encoder_version, created_time=created_time, keep=lambda _key: True
+        )
+        return _last_of_each(rows)
+
+    def item_rows(self, items: Sequence[ItemTextRow]) -> pa.Table:
+        """Return rows of `item_text`."""
+        vectors = [np.frombuffer(one.vector, "<f4") for one in items]
+        columns = {
+            ITEM: _ids([one.item_id for one in items], self._id_type(ITEM)),
+            "vector": _column(vectors, pa.list_(pa.float32())),
+            "encoder_version": pa.array([one.encoder_version for one in items], pa.string()),
+            EVENT_TIME: pa.array([one.event_time for one in items], pa.int64()).cast(TIMESTAMP),
+            CREATED_TIME: pa.array([one.created_time for one in items], pa.int64()).cast(TIMESTAMP),
+        }
+        return pa.table(columns)
 
     def windows(self, user_keys: Sequence[int]) -> dict[PartitionKey, list[PartitionVector]]:
         """Return, for every partition with a vector, it and those before it, the last M."""

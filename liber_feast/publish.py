@@ -19,10 +19,19 @@ import sqlalchemy as sa
 
 from liber_feast.delta import DeltaSink as DeltaSink  # noqa: PLC0414  (it is asked for here, too)
 from liber_feast.errors import RetryableError
+from liber_feast.evidence import EVIDENCE, ITEM_TEXT
 from liber_feast.fuser import Fuser
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory import Memory
 from liber_feast.memory.clock import now_us
+from liber_feast.memory.evidence import unpublished_evidence
+from liber_feast.memory.item_vectors import (
+    forget_published_items,
+    has_unpublished_items,
+    item_encoder_in_use,
+    plan_items,
+    published_item_texts,
+)
 from liber_feast.memory.leases import LEASE_S, PUBLISH, Lease, held, renew
 from liber_feast.memory.publications import (
     PCA_VERSION,
@@ -54,6 +63,7 @@ from liber_feast.memory.settings import setting
 from liber_feast.memory.status import mark_online
 from liber_feast.memory.texts import PartitionKey, user_chunks
 from liber_feast.memory.vectors import VECTOR, PartitionVector
+from liber_feast.newest_rows import newest_item_rows, no_rows, online_rows
 from liber_feast.projection import FUSED, Projection
 from liber_feast.sequences import publish_sequences
 from liber_feast.stream_metrics import record_freshness, record_publish
@@ -64,7 +74,10 @@ VIEWS: Mapping[str, str] = {
     VECTOR: "long_term_memory",
     FUSED: "fused_vector",
 }
-"""The feature view that each stage fills, in the order of publishing."""
+"""The feature view that each stage fills which every feature repo has, in the order of publishing."""
+EVIDENCE_VIEWS: Mapping[str, str] = {EVIDENCE: "partition_evidence", ITEM_TEXT: "item_text"}
+"""Those of the stage that a feature repo may have."""
+ALL_VIEWS: Mapping[str, str] = {**VIEWS, **EVIDENCE_VIEWS}
 USERS_PER_WRITE = 1_000
 """Users whose online rows are written at once, where they are not part of a publication."""
 
@@ -96,7 +109,7 @@ class OnlineSink(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Publisher:
-    """Publishes every stage of one memory.
+    """Publishes every stage of one memory that has a table.
 
     `encoder_version` is None while the PCA is not fitted: then texts are published and vectors wait.
     """
@@ -128,7 +141,7 @@ class Publisher:
             StoreFailure: a table cannot be written.
             RetryableError: the memory is locked or away, or others change a table all the time.
         """
-        counts, is_restoring_all = dict.fromkeys(VIEWS, 0), False
+        counts, is_restoring_all = dict.fromkeys(self.tables, 0), False
         if self._is_due(user_keys):
             with held(self.memory, PUBLISH, seconds=self.lease_s) as lease:
                 turn = _Turn(publisher=self, lease=lease)
@@ -149,14 +162,18 @@ class Publisher:
         with self.memory.reading() as connection:
             if has_unfinished(connection) or is_restoring(connection):
                 return True
+            if self.has_items(connection):
+                return True
             return any(rows for _, rows in self.unpublished(connection, user_keys, fuser=fuser))
 
     def unpublished(
         self, connection: sa.Connection, user_keys: Sequence[int] | None, *, fuser: Fuser
     ) -> Iterator[Found]:
-        """Yield each stage and its rows, of all users or of some, that no publication holds."""
+        """Yield each stage of users and its rows, of all users or of some, that no publication holds."""
         for stage in (SUMMARY, SHIFT):
             yield stage, unpublished_texts(connection, stage, user_keys=user_keys)
+        if EVIDENCE in self.tables and (item_version := item_encoder_in_use(connection)):
+            yield EVIDENCE, unpublished_evidence(connection, item_version, user_keys=user_keys)
         if self.encoder_version is None:
             return
         versions = self.versions(connection, fuser)
@@ -167,6 +184,10 @@ class Publisher:
             FUSED,
             unpublished_windows(connection, windows, vectors=vectors, memory_window=self.memory_window, user_keys=due),
         )
+
+    def has_items(self, connection: sa.Connection) -> bool:
+        """Return whether there are vectors of items that no publication holds."""
+        return ITEM_TEXT in self.tables and has_unpublished_items(connection)
 
     def versions(self, connection: sa.Connection, fuser: Fuser) -> dict[str, str]:
         """Return the version under which vectors and fused vectors are published now."""
@@ -193,14 +214,24 @@ class Publisher:
 
     def delta_rows(self, projection: Projection, publication: Publication) -> pa.Table:
         """Return the rows of a publication, less those that are superseded: something newer is published instead."""
-        version = publication.rows[0].version if publication.rows else ""
-        user_keys = publication.user_keys
+        version, user_keys = publication.rows[0].version if publication.rows else "", publication.user_keys
+        if publication.stage == ITEM_TEXT:
+            number = publication.publication_id
+            return projection.item_rows(published_item_texts(projection.connection, publication_id=number))
         if publication.stage in (SUMMARY, SHIFT):
             texts = {((row.user_key, row.partition_index), row.version) for row in publication.rows}
             return projection.text_rows(
                 publication.stage, user_keys=user_keys, keep=lambda key, version: (key, version) in texts
             )
         planned = {(row.user_key, row.partition_index): row for row in publication.rows}
+        if publication.stage == EVIDENCE:
+            is_used = version == item_encoder_in_use(projection.connection)
+            return projection.evidence_rows(
+                user_keys if is_used else (),
+                encoder_version=version,
+                created_time=publication.created_time,
+                keep=planned.__contains__,
+            )
         if publication.stage == VECTOR:
             found = projection.vectors(user_keys, version=version)
             kept = (one for one in found if _is_current([one], planned))
@@ -243,9 +274,12 @@ class _Turn:
                     return was_emptied
                 number, projection = newest_created_time(connection), publisher.projection(connection, fuser)
                 found = {
-                    view: _online_rows(projection, stage, restoring.user_keys, created_time=created_time)
-                    for stage, view in VIEWS.items()
+                    ALL_VIEWS[stage]: online_rows(projection, stage, restoring.user_keys, created_time=created_time)
+                    for stage in publisher.tables
+                    if stage != ITEM_TEXT
                 }
+                if ITEM_TEXT in publisher.tables and restoring.is_first:
+                    found[ALL_VIEWS[ITEM_TEXT]] = newest_item_rows(projection)
             for view, rows in found.items():
                 self._write_online(view, rows, number=number, force=True)
             with self._marking("restored") as connection:
@@ -263,10 +297,12 @@ class _Turn:
             with self._marking("lost") as connection:
                 for stage in lost:
                     forget_stage(connection, stage, done_time=publisher.clock())
+                if ITEM_TEXT in lost:
+                    forget_published_items(connection)
             with publisher.memory.reading() as connection:
                 projection = publisher.projection(connection)
                 # A table of the wrong type of ids could never take a row.
-                empty = {stage: _no_rows(projection, stage) for stage in lost} if projection.knows_ids() else {}
+                empty = {stage: no_rows(projection, stage) for stage in lost} if projection.knows_ids() else {}
             for stage, rows in empty.items():
                 lost[stage].make(rows)
         with publisher.memory.reading() as connection:
@@ -280,10 +316,14 @@ class _Turn:
         with publisher.memory.reading() as connection:
             keys = None if user_keys is None else sorted({*user_keys, *users_at_work(connection)})
             found = [one for one in publisher.unpublished(connection, keys, fuser=fuser) if one[1]]
+            has_items = publisher.has_items(connection)
         for some in in_pieces(found) if found else ():
             with self._marking("plan") as connection:
                 self._use_versions(connection, fuser, stages=[stage for stage, _ in some])
                 plan(connection, some, clock_time=publisher.clock())
+        if has_items:
+            with self._marking("plan") as connection:
+                plan_items(connection, clock_time=publisher.clock())
 
     def _next(self) -> Publication | None:
         with self.publisher.memory.reading() as connection:
@@ -301,9 +341,11 @@ class _Turn:
         for some in user_chunks(publication.user_keys):
             with publisher.memory.reading() as connection:
                 projection = publisher.projection(connection, fuser)
-                online = _online_rows(projection, stage, some, created_time=publication.created_time)
+                online = online_rows(projection, stage, some, created_time=publication.created_time)
             with _timed(stage, "online"):
-                self._write_online(VIEWS[stage], online, number=publication.created_time)
+                self._write_online(ALL_VIEWS[stage], online, number=publication.created_time)
+        if stage == ITEM_TEXT:
+            self._items_online(publication)
         with self._marking("done") as connection:
             self._use_versions(connection, fuser, stages=[stage])
             finish(connection, publication, done_time=publisher.clock())
@@ -312,6 +354,14 @@ class _Turn:
         for one in seconds:
             record_freshness(one)
         return len(rows)
+
+    def _items_online(self, publication: Publication) -> None:
+        """Write the newest row of each item of a publication online."""
+        with self.publisher.memory.reading() as connection:
+            projection = self.publisher.projection(connection)
+            rows = newest_item_rows(projection, publication_id=publication.publication_id)
+        with _timed(ITEM_TEXT, "online"):
+            self._write_online(ALL_VIEWS[ITEM_TEXT], rows, number=publication.created_time)
 
     def _use_versions(self, connection: sa.Connection, fuser: Fuser, *, stages: Sequence[str]) -> None:
         """Keep the versions under which vectors are published, or are not any more, where `stages` has some."""
@@ -351,19 +401,3 @@ def _is_current(window: Sequence[PartitionVector], planned: Mapping[PartitionKey
         return False
     is_newer = row.text_id is not None and max(one.text_id for one in window) > row.text_id
     return not is_newer and row.index_sum in (None, sum(one.partition_index + 1 for one in window))
-
-
-def _no_rows(projection: Projection, stage: str) -> pa.Table:
-    if stage in (SUMMARY, SHIFT):
-        return projection.newest_text_rows(stage, user_keys=())
-    if stage == VECTOR:
-        return projection.vector_rows((), encoder_version="", created_time=0)
-    return projection.fused_rows((), created_time=0)
-
-
-def _online_rows(projection: Projection, stage: str, user_keys: Sequence[int], *, created_time: int) -> pa.Table:
-    if stage in (SUMMARY, SHIFT):
-        return projection.newest_text_rows(stage, user_keys=user_keys)
-    if stage == VECTOR:
-        return projection.memory_rows(user_keys, created_time=created_time)
-    return projection.newest_fused_rows(user_keys, created_time=created_time)

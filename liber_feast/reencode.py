@@ -13,8 +13,10 @@ from tqdm import tqdm
 from liber_feast.engine import LiberComputeEngine
 from liber_feast.errors import ConfigError
 from liber_feast.fuser import load_fusion
+from liber_feast.item_encoding import FIT_ITEM_PCA
 from liber_feast.job import open_job, repo_folder
 from liber_feast.materialize import Job, Report
+from liber_feast.memory.item_vectors import drop_item_encoder, item_encoder_in_use
 from liber_feast.memory.leases import FIT_PCA, PUBLISH, held
 from liber_feast.memory.publications import drop_encoder, encoder_in_use, use_encoder
 from liber_feast.memory.settings import keep_setting
@@ -41,6 +43,7 @@ def encode_anew(repo: Path, *, say: Callable[[str], object]) -> dict[str, Any]:
     try:
         if before is None or pca is None or job.encoding.version_of(pca) != before:
             _release(job, engine=engine, say=say)
+        _release_items(job)
         with bars(lambda total: tqdm(total=total, ncols=100)) as progress:
             job.write_out(report, progress=progress)
         with job.memory.reading() as connection:
@@ -53,6 +56,20 @@ def encode_anew(repo: Path, *, say: Callable[[str], object]) -> dict[str, Any]:
         "encoded_texts": report.encoded_count,
         "rows": report.published,
     }
+
+
+def _release_items(job: Job) -> None:
+    """Let the vectors of items be made by the PCA that lies there, or by whatever comes next, if it is another one."""
+    if job.evidence is None:
+        return
+    pca = job.evidence.encoding.pca()
+    with job.memory.reading() as connection:
+        before = item_encoder_in_use(connection)
+    if before is None or (pca is not None and pca.version == before):
+        return
+    # Nobody publishes or fits meanwhile: what they began would be of the PCA of before.
+    with held(job.memory, FIT_ITEM_PCA), held(job.memory, PUBLISH), job.memory.writing("encoder") as connection:
+        drop_item_encoder(connection, done_time=job.clock())
 
 
 def _release(job: Job, *, engine: LiberComputeEngine, say: Callable[[str], object]) -> None:

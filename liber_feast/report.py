@@ -23,6 +23,12 @@ class Report:
     encoded_count: int = 0
     missing_text_count: int = 0
     """Texts that are still missing before the PCA can be fitted and vectors made; 0 once it is."""
+    evidence_count: int = 0
+    """Partitions whose evidence was made."""
+    item_count: int = 0
+    """Texts of items that were encoded."""
+    missing_item_count: int = 0
+    """Texts of items that are still missing before their PCA can be fitted and evidence made; 0 once it is."""
     failed_count: int = 0
     """Texts that could not be had."""
     shortened_count: int = 0
@@ -67,7 +73,8 @@ class Report:
     def has_work(self) -> bool:
         """Whether the run kept, asked for or published anything."""
         kept = (self.behavior_count, self.sealed_count, self.summary_count, self.shift_count, self.encoded_count)
-        return any((*kept, self.failed_count, self.call_count, *self.published.values()))
+        made = (self.evidence_count, self.item_count, *self.published.values())
+        return any((*kept, *made, self.failed_count, self.call_count))
 
     def add(self, more: "Report") -> None:
         """Add what another run did; what is missing is what that one said."""
@@ -76,7 +83,7 @@ class Report:
             if isinstance(mine, dict):
                 setattr(self, one.name, {key: mine.get(key, 0) + theirs.get(key, 0) for key in {**mine, **theirs}})
             else:
-                is_state = one.name in ("exhausted", "missing_text_count")
+                is_state = one.name in ("exhausted", "missing_text_count", "missing_item_count")
                 setattr(self, one.name, theirs if is_state else mine + theirs)
 
     def facts(self) -> dict[str, Any]:
@@ -105,5 +112,9 @@ class Report:
             yield f"; {self.failed_count} texts failed"
         if self.exhausted:
             yield f"; stopped at {self.exhausted}"
+        if self.item_count:
+            yield f"; {self.item_count} item texts encoded"
+        if self.missing_item_count:
+            yield f"; evidence waits: {self.missing_item_count} more texts of items are needed to fit their PCA"
         if self.missing_text_count:
             yield f"; vectors wait: {self.missing_text_count} more texts are needed to fit the PCA"

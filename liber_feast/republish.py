@@ -20,18 +20,21 @@ from liber_feast import delta_maintenance as maintenance
 from liber_feast.behavior import CREATED_TIME, TIMESTAMP, USER
 from liber_feast.delta_maintenance import Numbered, Place
 from liber_feast.errors import ConfigError, RetryableError
+from liber_feast.evidence import EVIDENCE, ITEM_TEXT
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.job import liber_views, open_job
 from liber_feast.memory.forgetting import reserve_number
+from liber_feast.memory.item_vectors import item_encoder_in_use, published_item_texts
 from liber_feast.memory.leases import PUBLISH, held, renew
 from liber_feast.memory.publications import Publication, PublishedRow
 from liber_feast.memory.schema import publications, published, users
 from liber_feast.memory.settings import setting
 from liber_feast.memory.texts import known_user_ids
 from liber_feast.memory.vectors import VECTOR
+from liber_feast.newest_rows import newest_of_items, online_rows
 from liber_feast.online import FeastOnlineSink
 from liber_feast.projection import Projection
-from liber_feast.publish import USERS_PER_WRITE, VIEWS, Publisher
+from liber_feast.publish import ALL_VIEWS, USERS_PER_WRITE, Publisher
 from liber_feast.repo import open_engine
 
 TRIES = 20
@@ -126,7 +129,9 @@ def delete_strangers(publisher: Publisher, *, online: OnlineRowsOfUsers, were_on
         has_all = set(keys)
         for start in range(0, len(keys), USERS_PER_WRITE):
             some = keys[start : start + USERS_PER_WRITE]
-            for stage in VIEWS:
+            for stage in publisher.tables:
+                if stage == ITEM_TEXT:
+                    continue
                 has_all -= set(some) - _created_times(connection, projection, stage, some).keys()
         is_integer = setting(connection, f"{USER}_type") == "int64"
     found = {*were_online, *ids.values(), *_published_ids(publisher)}
@@ -139,8 +144,8 @@ def delete_strangers(publisher: Publisher, *, online: OnlineRowsOfUsers, were_on
 def _published_ids(publisher: Publisher) -> set[str]:
     """Return whose rows the Delta tables have."""
     found: set[str] = set()
-    for table in publisher.tables.values():
-        if table.is_made():
+    for stage, table in publisher.tables.items():
+        if stage != ITEM_TEXT and table.is_made():
             rows = DeltaTable(str(table.path)).to_pyarrow_dataset().to_table(columns=[USER])
             found.update(map(str, pc.unique(rows[USER]).to_pylist()))
     return found
@@ -154,13 +159,13 @@ def republish_all(
     At the end, what waited to be published is published too.
 
     Raises:
-        ConfigError: the memory does not know the user.
+        ConfigError: the memory does not know the user, or the feature repo has no view of the stage.
     """
     started = time.perf_counter()
     with publisher.memory.reading() as connection:
         keys = _user_keys(connection, user_id)
         has_behaviors = publisher.projection(connection).knows_ids()
-    stages = [stage] if stage else list(VIEWS)
+    stages = _stages(publisher, stage, is_one_user=user_id is not None)
     delta_rows, online_rows = dict.fromkeys(stages, 0), {}
     if has_behaviors:
         anew = _Anew(publisher=publisher, user_keys=keys, is_one_user=user_id is not None)
@@ -170,8 +175,24 @@ def republish_all(
                 delta_rows[one] = anew.to_delta(one, numbered)
             say("online store ...")
             online_rows = anew.to_online(stages, with_sequences=stage is None)
+            if ITEM_TEXT in stages:
+                online_rows[ALL_VIEWS[ITEM_TEXT]] = anew.items_to_online()
     publisher.publish(user_keys=None if user_id is None else keys)
     return Republished(delta_rows=delta_rows, online_rows=online_rows, seconds=time.perf_counter() - started)
+
+
+def _stages(publisher: Publisher, stage: str | None, *, is_one_user: bool) -> list[str]:
+    """Return what is written anew: all, of one user all that is of users, or the one that was asked for."""
+    if stage is None:
+        return [one for one in publisher.tables if not (is_one_user and one == ITEM_TEXT)]
+    if stage not in publisher.tables:
+        raise ConfigError(
+            f"The feature repo has no view {ALL_VIEWS[stage]!r}, so there is nothing to publish of the stage {stage!r}."
+            " Define it (README, feature views) and run `feast apply`."
+        )
+    if is_one_user and stage == ITEM_TEXT:
+        raise ConfigError("The stage 'item_text' has rows of items, none of a user. Leave out --user.")
+    return [stage]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,6 +205,8 @@ class _Anew:
 
     def to_delta(self, stage: str, numbered: Numbered) -> int:
         """Replace the rows of a stage by those that are published, each as it was when it was published last."""
+        if stage == ITEM_TEXT:
+            return self._items_to_delta(numbered)
         publisher = self.publisher
         with publisher.memory.reading() as connection:
             projection = publisher.projection(connection)
@@ -208,19 +231,39 @@ class _Anew:
         for start in range(0, len(self.user_keys), USERS_PER_WRITE):
             keys = self.user_keys[start : start + USERS_PER_WRITE]
             for stage in stages:
-                view = VIEWS[stage]
+                if stage == ITEM_TEXT:
+                    continue
+                view = ALL_VIEWS[stage]
                 counts[view] = counts.get(view, 0) + self._stage_to_online(stage, keys)
             if with_sequences:
                 for view, count in self._sequences_to_online(keys).items():
                     counts[view] = counts.get(view, 0) + count
         return counts
 
+    def items_to_online(self) -> int:
+        """Write the newest row of every item over what is online, whatever that is."""
+        publisher = self.publisher
+        with publisher.memory.reading() as connection:
+            newest = newest_of_items(published_item_texts(connection))
+            rows = publisher.projection(connection).item_rows(newest)
+        if newest:
+            numbers = [one.number for one in newest]
+            publisher.online.write(ALL_VIEWS[ITEM_TEXT], rows, number=numbers, force=True)
+        return len(newest)
+
+    def _items_to_delta(self, numbered: Numbered) -> int:
+        publisher = self.publisher
+        with publisher.memory.reading() as connection:
+            rows = publisher.projection(connection).item_rows(published_item_texts(connection))
+        place = Place(path=str(publisher.tables[ITEM_TEXT].path))
+        return maintenance.replace(place, [rows], schema=rows.schema, numbered=numbered)
+
     def _stage_to_online(self, stage: str, keys: Sequence[int]) -> int:
         publisher = self.publisher
         with publisher.memory.reading() as connection:
             projection = publisher.projection(connection)
             created = _created_times(connection, projection, stage, keys)
-            rows = _newest_rows(projection, stage, sorted(created))
+            rows = online_rows(projection, stage, sorted(created), created_time=0)
             ids = known_user_ids(connection, sorted(created))
         if not len(rows):
             return 0
@@ -229,7 +272,7 @@ class _Anew:
         if stage not in (SUMMARY, SHIFT):  # a vector was created with its publication
             place = rows.column_names.index(CREATED_TIME)
             rows = rows.set_column(place, CREATED_TIME, pa.array(numbers, pa.int64()).cast(TIMESTAMP))
-        publisher.online.write(VIEWS[stage], rows, number=numbers, force=True)
+        publisher.online.write(ALL_VIEWS[stage], rows, number=numbers, force=True)
         return len(rows)
 
     def _sequences_to_online(self, keys: Sequence[int]) -> Mapping[str, int]:
@@ -302,17 +345,11 @@ def _created_times(
     )
     if stage == VECTOR:
         query = query.where(published.c.version == projection.vector_version)
+    if stage == EVIDENCE:
+        query = query.where(published.c.version == item_encoder_in_use(connection))
     return {key: time for key, time in connection.execute(query)}
 
 
 def _sequence_numbers(connection: sa.Connection, keys: Sequence[int]) -> dict[int, int]:
     query = sa.select(users.c.user_key, users.c.sequence_number).where(users.c.user_key.in_(keys))
     return {key: number for key, number in connection.execute(query)}
-
-
-def _newest_rows(projection: Projection, stage: str, user_keys: Sequence[int]) -> pa.Table:
-    if stage in (SUMMARY, SHIFT):
-        return projection.newest_text_rows(stage, user_keys=user_keys)
-    if stage == VECTOR:
-        return projection.memory_rows(user_keys, created_time=0)
-    return projection.newest_fused_rows(user_keys, created_time=0)

@@ -53,8 +53,16 @@ LEASE_S = 3.0
 SEALED_COUNT, SHIFT_COUNT = 16, 12
 """What the small data set comes to."""
 
-LIBER_VIEWS = ("behavior_sequence", "partition_summary", "partition_shift", "long_term_memory", "fused_vector")
-PUBLISHED_TABLES = ("partition_summary", "partition_shift", "partition_vector", "fused_vector")
+LIBER_VIEWS = (
+    "behavior_sequence",
+    "partition_summary",
+    "partition_shift",
+    "long_term_memory",
+    "fused_vector",
+    "partition_evidence",
+)
+"""Those of users; `item_text` is of items."""
+PUBLISHED_TABLES = ("partition_summary", "partition_shift", "partition_vector", "fused_vector", "partition_evidence")
 
 
 class WatchedLearner:
@@ -101,14 +109,16 @@ def use(learner: InterestLearner, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small_data_set() -> DataSet:
-    """Return 5 users whose behaviors share times, some more of them than a partition holds; one has no partition."""
+    """Return the items of 5 users whose behaviors share times, some more of them than a partition holds; one has no partition."""
     data_set = read_data_set("synthetic", seed=7, users=5, behaviors=80)
     times = pc.floor_temporal(data_set.behaviors[EVENT_TIME], multiple=12, unit="hour")
     place = data_set.behaviors.column_names.index(EVENT_TIME)
     tied = data_set.behaviors.set_column(place, EVENT_TIME, times.cast(TIMESTAMP))
     of_last = np.flatnonzero(tied[USER].to_numpy() == "u0005")
     kept = tied.take(np.delete(np.arange(len(tied)), of_last[SIZE - 1 :]))
-    return replace(data_set, behaviors=kept, counts={**data_set.counts, "behaviors": len(kept)})
+    items = data_set.items.filter(pc.is_in(data_set.items[ITEM], kept[ITEM].combine_chunks().unique()))
+    counts = {**data_set.counts, "behaviors": len(kept), "items": len(items)}
+    return replace(data_set, behaviors=kept, items=items, counts=counts)
 
 
 def copy_feature_repo(target: Path, **engine: Any) -> Path:
@@ -117,6 +127,7 @@ def copy_feature_repo(target: Path, **engine: Any) -> Path:
     small = {
         "partition": {"condition": "count", "size": SIZE},
         "encoder": {"model": "bundled", "width": WIDTH},
+        "evidence": {"width": WIDTH},
         "sequence": {"length": LENGTH},
         "memory_window": WINDOW,
         "worker": {"lease_s": LEASE_S},
@@ -151,13 +162,14 @@ def materialized_repo(target: Path) -> Path:
 
 
 def repo_to_push_to(target: Path, **engine: Any) -> Path:
-    """Return an applied repo without behaviors in its memory, but with the PCA of `materialized_repo`.
+    """Return an applied repo without behaviors in its memory, but with the PCAs of `materialized_repo`.
 
     `engine` are keys of the engine block to replace.
     """
     repo = loaded_repo(target)
     set_engine(repo, **engine)
-    shutil.copytree(_materialized() / "data" / "encoder", repo / "data" / "encoder")
+    for folder in ("encoder", "item_encoder"):
+        shutil.copytree(_materialized() / "data" / folder, repo / "data" / folder)
     return repo
 
 

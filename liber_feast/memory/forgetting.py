@@ -11,6 +11,7 @@ from liber_feast.errors import RetryableError
 from liber_feast.memory.call_tables import calls
 from liber_feast.memory.clock import now_us
 from liber_feast.memory.connect import in_our_words
+from liber_feast.memory.evidence_tables import partition_evidence
 from liber_feast.memory.publications import has_unfinished, newest_created_time
 from liber_feast.memory.schema import (
     behaviors,
@@ -46,6 +47,7 @@ class Removed:
     summaries: int = 0
     shifts: int = 0
     vectors: int = 0
+    evidence: int = 0
 
 
 def forget_user(connection: sa.Connection, user_id: str, *, until_time: int | None = None) -> Removed:
@@ -102,7 +104,9 @@ def erase_deleted(memory: Memory) -> None:
     """
     if memory.engine.dialect.name == "postgresql":
         with in_our_words(memory.engine), memory.engine.connect() as connection:
-            names = [table.name for table in (users, behaviors, partitions, texts, text_vectors, calls)]
+            names = [
+                table.name for table in (users, behaviors, partitions, texts, text_vectors, partition_evidence, calls)
+            ]
             alone = connection.execution_options(isolation_level="AUTOCOMMIT")  # not part of a transaction
             alone.exec_driver_sql(f"VACUUM {', '.join(names)}")
         return
@@ -134,7 +138,7 @@ def _empty(connection: sa.Connection, key: int, *, now: int) -> Removed:
     vectors = connection.execute(text_vectors.delete().where(text_vectors.c.text_id.in_(of_user))).rowcount
     gone = {
         table.name: connection.execute(table.delete().where(table.c.user_key == key)).rowcount
-        for table in (recomputations, published, texts, partitions, behaviors, waiting)
+        for table in (recomputations, published, texts, partition_evidence, partitions, behaviors, waiting)
     }
     nothing = dict.fromkeys(("partition_count", "late_count", "duplicate_count", "behavior_count"), 0)
     nothing |= dict.fromkeys(("ahead_count", "tied_count"), 0)
@@ -151,4 +155,5 @@ def _empty(connection: sa.Connection, key: int, *, now: int) -> Removed:
         summaries=by_stage.get("summary", 0),
         shifts=by_stage.get("shift", 0),
         vectors=vectors,
+        evidence=gone["partition_evidence"],
     )

@@ -366,6 +366,11 @@ class Restoring:
     restored_to: str
     """How far the ones before had brought it."""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing was written anew before."""
+        return self.restored_to == "0"
+
 
 def is_restoring(connection: sa.Connection) -> bool:
     """Return whether the online store is being written anew."""
