@@ -21,13 +21,15 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 from feast import FeatureStore
 
-from liber_feast.behavior import USER, RatingScale, check_behaviors
+from liber_feast.behavior import ITEM, USER, RatingScale, check_behaviors
 from liber_feast.datasets import read_data_set
 from liber_feast.errors import RetryableError
 from liber_feast.interest import SHIFT, SUMMARY, Answers, Request, ShiftRequest, SummaryRequest
+from liber_feast.item_encoding import ItemEncoding
 from liber_feast.job import open_job
 from liber_feast.materialize import Job, Report
 from liber_feast.memory import Memory
+from liber_feast.memory.evidence_tables import partition_evidence
 from liber_feast.memory.schema import behaviors, partitions, publications, texts, users, waiting
 from liber_feast.online import FeastOnlineSink
 from liber_feast.publish import DeltaSink
@@ -37,7 +39,7 @@ from tests import feature_repo_kit as kit
 from tests.form_parts import Form
 from tests.memory_parts import EchoLearner, TinyEncoding
 
-STOP, TINY_ENCODER = "stop", "tiny_encoder"
+STOP, TINY_ENCODER, TINY_ITEM_ENCODER = "stop", "tiny_encoder", "tiny_item_encoder"
 ACKNOWLEDGED, CALLS, SAID = "acknowledged", "calls", "said"
 """Files of a repo in which processes write down what they do."""
 AGAIN = "again"
@@ -48,7 +50,10 @@ def points(*transactions: str) -> tuple[str, ...]:
 
 
 PRODUCER_POINTS = points("append", "online", "sequence")
-WORKER_POINTS = (*points("claim", "texts", "vectors", "lease", "plan", "online", "done", "settle"), "after delta")
+WORKER_POINTS = (
+    *points("claim", "texts", "vectors", "evidence", "lease", "plan", "online", "done", "settle"),
+    "after delta",
+)
 """Where a process can be killed; `before WHAT` is before the commit of the transaction that the memory calls so."""
 
 
@@ -177,8 +182,9 @@ def uninterrupted(folder: Path, users_of: Mapping[str, pa.Table]) -> Path:
 
 
 def take_encoder(reference: Path, repo: Path) -> None:
-    """Let a repo have the PCA of another one, so that both have the same vectors."""
-    shutil.copytree(reference / TINY_ENCODER, repo / TINY_ENCODER)
+    """Let a repo have the PCAs of another one, so that both have the same vectors."""
+    for folder in (TINY_ENCODER, TINY_ITEM_ENCODER):
+        shutil.copytree(reference / folder, repo / folder)
 
 
 @contextmanager
@@ -200,11 +206,15 @@ def job_of(repo: Path, *, doom: Doom | None = None) -> Job:
     job = open_job(store.config, registry=store.registry, online_store=online_store)
     memory = DoomedMemory(job.memory.engine)
     memory.doom = doom
+    assert job.evidence is not None, "the feature repo has its views"
+    encoding = TinyEncoding(folder=repo / TINY_ENCODER, width=kit.WIDTH)
+    item_encoding = ItemEncoding(folder=repo / TINY_ITEM_ENCODER, width=kit.WIDTH, encoding=encoding)
     return replace(
         job,
         memory=memory,
         learner=CountingLearner(path=repo / CALLS, memory=memory),
-        encoding=TinyEncoding(folder=repo / TINY_ENCODER, width=kit.WIDTH),
+        encoding=encoding,
+        evidence=replace(job.evidence, memory=memory, encoding=item_encoding),
         tables={stage: DoomedDelta(path=sink.path, doom=doom) for stage, sink in job.tables.items()},
         online=DoomedOnline(inner=job.online, doom=doom),  # type: ignore[arg-type]  # a repo's is Feast's
     )
@@ -273,6 +283,7 @@ def stores_of(repo: Path, user_ids: Sequence[str]) -> dict[str, Any]:
         held = {
             "partitions": rows(connection, partitions, "user_id", "partition_index", "partition_hash", "seal_time"),
             "behaviors": rows(connection, behaviors, "user_id", "partition_index", "behavior_id", "event_time"),
+            "evidence": rows(connection, partition_evidence, "user_id", "partition_index", "like_count", "signed_sum"),
             "texts": rows(connection, texts, "user_id", "partition_index", "stage", "revision", "text"),
             "unfinished": connection.scalar(
                 sa.select(sa.func.count()).select_from(publications).where(publications.c.done_time.is_(None))
@@ -282,8 +293,10 @@ def stores_of(repo: Path, user_ids: Sequence[str]) -> dict[str, Any]:
     store = FeatureStore(repo_path=str(repo))
     delta = {table: kit.published(repo, table) for table in kit.PUBLISHED_TABLES}
     online = kit.online(store, user_ids)
+    items = kit.published(repo, kit.ITEM_VIEW, key=ITEM)
+    online_items = kit.online_items(store, [row[ITEM] for row in items])
     kit.close(store)
-    return {**held, "delta": delta, "online": online}
+    return {**held, "delta": delta, "online": online, "items": items, "online_items": online_items}
 
 
 def rows(connection: sa.Connection, table: sa.Table, *names: str) -> list[tuple[Any, ...]]:

@@ -61,7 +61,8 @@ LIBER_VIEWS = (
     "fused_vector",
     "partition_evidence",
 )
-"""Those of users; `item_text` is of items."""
+ITEM_VIEW = "item_text"
+"""The views that are published: of users, and the one of items."""
 PUBLISHED_TABLES = ("partition_summary", "partition_shift", "partition_vector", "fused_vector", "partition_evidence")
 
 
@@ -109,7 +110,10 @@ def use(learner: InterestLearner, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small_data_set() -> DataSet:
-    """Return the items of 5 users whose behaviors share times, some more of them than a partition holds; one has no partition."""
+    """Return 5 users whose behaviors share times, some more of them than a partition holds; one has no partition.
+
+    Its items are theirs alone.
+    """
     data_set = read_data_set("synthetic", seed=7, users=5, behaviors=80)
     times = pc.floor_temporal(data_set.behaviors[EVENT_TIME], multiple=12, unit="hour")
     place = data_set.behaviors.column_names.index(EVENT_TIME)
@@ -200,13 +204,15 @@ def users_of(repo: Path) -> list[str]:
     return sorted(set(log_of(repo)[USER].to_pylist()))
 
 
-def published(repo: Path, table: str, *, without: Sequence[str] = ("created_timestamp",)) -> list[dict[str, Any]]:
+def published(
+    repo: Path, table: str, *, without: Sequence[str] = ("created_timestamp",), key: str = USER
+) -> list[dict[str, Any]]:
     """Return the rows of a published Delta table in a fixed order."""
     path = repo / "data" / table
     if not DeltaTable.is_deltatable(str(path)):
         return []
     rows = DeltaTable(str(path)).to_pyarrow_table().drop_columns(list(without))
-    keys = [(name, "ascending") for name in (USER, EVENT_TIME)]
+    keys = [(name, "ascending") for name in (key, EVENT_TIME)]
     found: list[dict[str, Any]] = rows.sort_by(keys).to_pylist()
     return found
 
@@ -227,6 +233,13 @@ def online(store: FeatureStore, users: Sequence[str], *views: str) -> dict[str, 
     rows = [{"user_id": user} for user in users]
     features = features_of(store, *(views or LIBER_VIEWS))
     found: dict[str, list[Any]] = store.get_online_features(features, rows, full_feature_names=True).to_dict()
+    return found
+
+
+def online_items(store: FeatureStore, items: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the online features of `item_text` for every item."""
+    rows = [{"item_id": item} for item in items]
+    found: dict[str, list[Any]] = store.get_online_features(features_of(store, ITEM_VIEW), rows).to_dict()
     return found
 
 

@@ -57,7 +57,7 @@ def samples_of(repo: Path) -> list[dict[str, Any]]:
     """Return every behavior of the log as a training sample with every feature of the repo."""
     store = kit.open_store(repo)
     entities = kit.log_of(repo).select(["user_id", "item_id", "event_timestamp"]).to_pandas()
-    features = kit.features_of(store, *kit.LIBER_VIEWS, *SOURCE_VIEWS)
+    features = kit.features_of(store, *kit.LIBER_VIEWS, kit.ITEM_VIEW, *SOURCE_VIEWS)
     found: list[dict[str, Any]] = (
         store.get_historical_features(entities, features, full_feature_names=True).to_arrow().to_pylist()
     )
@@ -82,7 +82,7 @@ def users(repo: Path) -> Mapping[str, Known]:
 
 def test_no_view_of_the_repo_is_left_out(repo: Path) -> None:
     store = kit.open_store(repo)
-    assert {view.name for view in store.list_all_feature_views()} == {*kit.LIBER_VIEWS, *SOURCE_VIEWS}
+    assert {view.name for view in store.list_all_feature_views()} == {*kit.LIBER_VIEWS, kit.ITEM_VIEW, *SOURCE_VIEWS}
 
 
 def test_the_samples_have_ties_and_fill_caches(users: Mapping[str, Known]) -> None:
@@ -121,6 +121,7 @@ def test_a_partition_is_seen_by_samples_after_all_of_its_behaviors(
         assert sample["partition_summary__last_time"] == (known.last_times[newest] if newest is not None else None)
         assert newest is None or sample["partition_summary__last_time"] < time
         assert sample["partition_shift__partition_index"] == (newest if newest else None)
+        assert sample["partition_evidence__partition_index"] == newest
         shown = min(partition_count, kit.WINDOW) or None
         assert sample["long_term_memory__partition_count"] == shown
         assert sample["fused_vector__partition_count"] == shown
@@ -143,6 +144,31 @@ def test_the_vectors_of_a_sample_are_those_of_the_partitions_before_it(
         np.testing.assert_allclose(sample["fused_vector__fused"], np.mean(shown, axis=0), rtol=1e-5, atol=1e-6)
 
 
+def test_the_evidence_of_a_sample_is_that_of_the_likes_in_the_partitions_before_it(
+    repo: Path, samples: list[dict[str, Any]], users: Mapping[str, Known]
+) -> None:
+    vectors = {row["item_id"]: np.float64(row["vector"]) for row in kit.published(repo, "item_text", key="item_id")}
+    seen = 0
+    for sample in samples:
+        known, time = users[sample["user_id"]], micros(sample["event_timestamp"])
+        _, count = known.before(time)
+        if not count:
+            assert sample["partition_evidence__memory_evidence"] is None
+            continue
+        parts = [slice(kit.SIZE * index, kit.SIZE * (index + 1)) for index in range(count)]
+        likes = [np.array(known.ratings[part]) > 3 for part in parts]
+        of_items = [np.stack([vectors[item] for item in known.items[part]]) for part in parts]
+        evidence = [((like - like.mean())[:, None] * rows).mean(0) for like, rows in zip(likes, of_items, strict=True)]
+        found = {name: sample[f"partition_evidence__{name}"] for name in ("evidence", "memory_evidence")}
+        np.testing.assert_allclose(found["evidence"], evidence[-1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found["memory_evidence"], np.mean(evidence, axis=0), rtol=1e-5, atol=1e-6)
+        assert sample["partition_evidence__like_rate"] == likes[-1].mean()
+        assert sample["partition_evidence__memory_like_rate"] == np.mean(likes)
+        assert sample["partition_evidence__memory_behavior_count"] == kit.SIZE * count
+        seen += 1
+    assert seen > kit.SEALED_COUNT
+
+
 def test_a_behavior_that_fills_its_cache_does_not_see_its_own_partition(
     samples: list[dict[str, Any]], users: Mapping[str, Known]
 ) -> None:
@@ -155,7 +181,7 @@ def test_a_behavior_that_fills_its_cache_does_not_see_its_own_partition(
             continue
         filling += 1
         own = place[user] // kit.SIZE - 1
-        for view in ("partition_summary", "partition_shift"):
+        for view in ("partition_summary", "partition_shift", "partition_evidence"):
             seen = sample[f"{view}__partition_index"]
             assert seen is None or seen < own
     assert filling == kit.SEALED_COUNT
@@ -210,7 +236,7 @@ def test_features_do_not_depend_on_what_comes_at_or_after_their_sample(
     entities = pd.DataFrame(
         [{name: row[name] for name in ("user_id", "item_id", "event_timestamp")} for row in samples]
     )
-    features = kit.features_of(store, *kit.LIBER_VIEWS, *SOURCE_VIEWS)
+    features = kit.features_of(store, *kit.LIBER_VIEWS, kit.ITEM_VIEW, *SOURCE_VIEWS)
     history = store.get_historical_features(entities, features, full_feature_names=True).to_arrow().to_pylist()
     kit.close(store)
     early = [place for place, sample in enumerate(samples) if sample["event_timestamp"] <= cut]
