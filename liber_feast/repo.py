@@ -28,12 +28,14 @@ from liber_feast.job import (
     interest_versions,
     liber_views,
     open_encoding,
+    open_item_encoding,
     open_job,
     open_memory,
     repo_folder,
 )
 from liber_feast.materialize import Job, Report
 from liber_feast.memory import Memory
+from liber_feast.memory.item_vectors import item_encoder_in_use
 from liber_feast.memory.publications import encoder_in_use
 from liber_feast.memory.schema import behaviors
 from liber_feast.memory.status import failure_reasons, memory_status, stream_status
@@ -296,22 +298,24 @@ def _versions_in_use(config: RepoConfig, memory: Memory) -> dict[str, str]:
     """Return the versions that the next text and vector will have; the tallies count those of all that is kept."""
     with memory.reading() as connection:
         encoder_version, text_count = encoder_in_use(connection), distinct_text_count(connection)
+        of_items = item_encoder_in_use(connection)
+    encoding, width = open_encoding(config), config.batch_engine.encoder.width
+    pca, item_pca = encoding.pca(), open_item_encoding(config, encoding=encoding).pca()
+    none_yet = f"none yet: vectors wait until there are about {width} different texts; there are {text_count}"
+    found = encoding.version_of(pca) if pca else None
     return {
         **interest_versions(config.batch_engine, base=repo_folder(config)),
-        "encoder_version": _encoder(config, encoder_version, text_count=text_count),
+        "encoder_version": _encoder(encoder_version, found, folder="encoder", none_yet=none_yet),
+        "item_encoder_version": _encoder(of_items, item_pca.version if item_pca else None, folder="item_encoder"),
         "fusion_version": active_fuser(config, memory)(encoder_version).version,
     }
 
 
-def _encoder(config: RepoConfig, version: str | None, *, text_count: int) -> str:
+def _encoder(version: str | None, found: str | None, *, folder: str, none_yet: str = "none yet") -> str:
     """Return the PCA that the memory's vectors are made by, and what is wrong where the repo has not that one."""
-    width = config.batch_engine.encoder.width
-    encoding = open_encoding(config)
-    pca = encoding.pca()
-    found = encoding.version_of(pca) if pca else None
     if version is None:
-        return found or f"none yet: vectors wait until there are about {width} different texts; there are {text_count}"
-    return version if version == found else f"{version}, and data/encoder has {found or 'none'}"
+        return found or none_yet
+    return version if version == found else f"{version}, and data/{folder} has {found or 'none'}"
 
 
 def _copy_folder(source: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from liber_feast.interest import SHIFT, SUMMARY
 from liber_feast.memory.bulk import execute_many, join_pairs, pair_parameters, plain_rows
 from liber_feast.memory.clock import now_us
+from liber_feast.memory.evidence_tables import item_vectors, partition_evidence
 from liber_feast.memory.schema import (
     behaviors,
     partitions,
@@ -59,6 +60,8 @@ def memory_status(connection: sa.Connection) -> dict[str, Any]:
         "models": _tally(connection, texts.c.model),
         "text_versions": _text_versions(connection),
         "encoder_versions": _tally(connection, text_vectors.c.encoder_version),
+        "item_vectors": _tally(connection, item_vectors.c.encoder_version),
+        "evidence": _tally(connection, partition_evidence.c.encoder_version),
     }
 
 
