@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -64,6 +63,7 @@ from liber_feast.memory.status import mark_online
 from liber_feast.memory.texts import PartitionKey, user_chunks
 from liber_feast.memory.vectors import VECTOR, PartitionVector
 from liber_feast.newest_rows import newest_item_rows, no_rows, online_rows
+from liber_feast.online_sink import OnlineSink as OnlineSink  # noqa: PLC0414  (it is asked for here, too)
 from liber_feast.projection import FUSED, Projection
 from liber_feast.sequences import publish_sequences
 from liber_feast.stream_metrics import record_freshness, record_publish
@@ -80,31 +80,6 @@ EVIDENCE_VIEWS: Mapping[str, str] = {EVIDENCE: "partition_evidence", ITEM_TEXT: 
 ALL_VIEWS: Mapping[str, str] = {**VIEWS, **EVIDENCE_VIEWS}
 USERS_PER_WRITE = 1_000
 """Users whose online rows are written at once, where they are not part of a publication."""
-
-
-class OnlineSink(Protocol):
-    """Where the newest row of every user goes."""
-
-    def write(
-        self, view: str, rows: pa.Table, *, number: int | Sequence[int] | None = None, force: bool = False
-    ) -> None:
-        """Write rows of a feature view: its join keys, features, event_timestamp and created_timestamp.
-
-        A row replaces the one of its user that is there where its order (event_timestamp, `number`) is not lower, and
-        with `force` in any case.
-        """
-        ...
-
-    def write_together(self, rows: Mapping[str, pa.Table]) -> None:
-        """Do as `write` for several views, without a number: all of it or, where the store has transactions, nothing.
-
-        Rows of a view are then ordered by (event_timestamp, created_timestamp).
-        """
-        ...
-
-    def delete(self, user_ids: Sequence[str | int]) -> int:
-        """Delete the rows of users in every view; return how many there were."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,7 +235,11 @@ class _Turn:
         self._check_tables()
         self._plan(user_keys)
         while (publication := self._next()) is not None:
-            counts[publication.stage] += self._write_out(publication)
+            if publication.stage in self.publisher.tables:
+                counts[publication.stage] += self._write_out(publication)
+            else:  # its view is gone since; where it comes back, all is planned again
+                with self._marking("lost") as connection:
+                    self._forget(connection, publication.stage)
 
     def restore_online(self) -> bool:
         """Write every newest row of an online store that was emptied; return whether it was."""
@@ -296,9 +275,7 @@ class _Turn:
         if lost:
             with self._marking("lost") as connection:
                 for stage in lost:
-                    forget_stage(connection, stage, done_time=publisher.clock())
-                if ITEM_TEXT in lost:
-                    forget_published_items(connection)
+                    self._forget(connection, stage)
             with publisher.memory.reading() as connection:
                 projection = publisher.projection(connection)
                 # A table of the wrong type of ids could never take a row.
@@ -309,6 +286,11 @@ class _Turn:
             newest = newest_number(connection)
         for table in publisher.tables.values():
             table.check_number(newest, app_id=self._app_id)
+
+    def _forget(self, connection: sa.Connection, stage: str) -> None:
+        forget_stage(connection, stage, done_time=self.publisher.clock())
+        if stage == ITEM_TEXT:
+            forget_published_items(connection)
 
     def _plan(self, user_keys: Sequence[int] | None) -> None:
         publisher = self.publisher

@@ -84,6 +84,21 @@ def test_the_views_of_feast_are_materialized_while_the_server_is_away(tmp_path: 
     assert store.get_feature_view("user_profile").materialization_intervals
 
 
+def test_evidence_needs_no_server(tmp_path: Path, server: LLMServer) -> None:
+    whole, repo = kit.materialized_repo(tmp_path / "whole"), llm_repo.repo_of(tmp_path / "repo", server, **AWAY)
+    with llm_repo.opened(repo) as store:
+        push_rows(store, repo, start=0, count=40)
+        assert kit.published(repo, "partition_evidence")
+    with pytest.raises(BackendUnreachable):
+        llm_repo.materialize(repo)
+    assert not kit.published(repo, "partition_summary")
+    users, items = kit.users_of(repo), kit.published(repo, kit.ITEM_VIEW, key="item_id")
+    assert kit.published(repo, "partition_evidence") == kit.published(whole, "partition_evidence")
+    assert items == kit.published(whole, kit.ITEM_VIEW, key="item_id")
+    found, expected = (kit.online(kit.open_store(one), users, "partition_evidence") for one in (repo, whole))
+    assert found == expected
+
+
 def assert_kept(repo: Path, logs: pytest.LogCaptureFixture, *, count: int, logged: int, message: str) -> None:
     """Assert that pushed behaviors are in the memory, online and in the log, and that one warning says what is not."""
     (record,) = logs.records

@@ -108,6 +108,7 @@ def test_a_run_reports_what_it_did_and_a_second_one_does_nothing(tmp_path: Path)
         "shift_count": 1,
         "encoded_count": 3,
         "missing_text_count": 0,
+        **dict.fromkeys(("evidence_count", "item_count", "missing_item_count"), 0),
         **dict.fromkeys(("failed_count", "shortened_count", "call_count"), 0),
         **dict.fromkeys(("input_tokens", "output_tokens", "cached_tokens", "dollars"), 0),
         "exhausted": None,

@@ -1,5 +1,6 @@
 """Republishing: Delta and online are what they were, whatever became of them, and no text or vector is made anew."""
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from liber_feast.memory.schema import publications
 from liber_feast.publish import VIEWS, Publisher
 from liber_feast.republish import republish, republish_all
 from tests.feature_repo_kit import (
+    ITEM_VIEW,
     PUBLISHED_TABLES,
     SEALED_COUNT,
     close,
@@ -173,9 +175,15 @@ def test_the_command_calls_neither_llm_nor_bert(
     users = users_of(repo)
     before = {name: published(repo, name, without=()) for name in PUBLISHED_TABLES}
     was_online = online(store, users)
-    shutil.rmtree(repo / "data" / "partition_vector")
+    items = published(repo, ITEM_VIEW, key="item_id", without=())
+    for name in ("partition_vector", "partition_evidence", "item_text"):
+        shutil.rmtree(repo / "data" / name)
     app(["republish", "--repo", str(repo), "--json"], standalone_mode=False)
-    assert '"delta_rows": {"summary": 16, "shift": 12, "vector": 16, "fused": 16}' in capsys.readouterr().out
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    of_users = {"summary": 16, "shift": 12, "vector": 16, "fused": 16, "evidence": 16}
+    assert facts["delta_rows"] == {**of_users, "item_text": len(items)}
+    assert facts["online_rows"]["item_text"] == len(items)
+    assert published(repo, ITEM_VIEW, key="item_id", without=()) == items
     assert {name: published(repo, name, without=()) for name in PUBLISHED_TABLES} == before
     assert online(store, users) == was_online
     app(["republish", "--repo", str(repo), "--stage", "vector", "--user", users[0]], standalone_mode=False)
@@ -190,3 +198,18 @@ def test_an_empty_memory_leaves_the_tables_as_they_are(tmp_path: Path) -> None:
     found = republish(repo, stage=None, user_id=None, say=quietly)
     assert set(found["delta_rows"].values()) == {0}
     assert len(published(repo, "fused_vector")) == SEALED_COUNT
+
+
+def test_stages_of_items_are_written_anew_by_themselves_but_not_for_a_user(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repo = materialized_repo(tmp_path / "repo")
+    items = published(repo, ITEM_VIEW, key="item_id")
+    for stage, view in (("evidence", "partition_evidence"), ("item_text", ITEM_VIEW)):
+        app(["republish", "--repo", str(repo), "--json", "--stage", stage], standalone_mode=False)
+        facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert list(facts["delta_rows"]) == [stage]
+        assert list(facts["online_rows"]) == [view]
+    assert published(repo, ITEM_VIEW, key="item_id") == items
+    with pytest.raises(ConfigError, match="none of a user"):
+        republish(repo, stage="item_text", user_id=users_of(repo)[0], say=quietly)
