@@ -17,9 +17,14 @@ def assert_online_is_history_now(repo: Path) -> dict[str, list[object]]:
     features = kit.features_of(store, *kit.LIBER_VIEWS)
     history = store.get_historical_features(entities, features, full_feature_names=True).to_arrow().to_pydict()
     online = kit.online(store, users)
-    assert len(online) == 1 + 4 + 7 + 5 + 3 + 3
+    assert len(online) == 1 + 4 + 7 + 5 + 3 + 3 + 8
     for name, values in online.items():
         assert values == history[name], name
+    items = sorted({row["item_id"] for row in kit.published(repo, kit.ITEM_VIEW, key="item_id")})
+    asked = pd.DataFrame({"item_id": items, "event_timestamp": datetime.now(UTC)})
+    then = store.get_historical_features(asked, kit.features_of(store, kit.ITEM_VIEW)).to_arrow().to_pydict()
+    for name, values in kit.online_items(store, items).items():
+        assert values == then[name], name
     return online
 
 
