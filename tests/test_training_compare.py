@@ -215,9 +215,10 @@ def test_only_a_folder_of_a_comparison_is_cleared(tmp_path: Path) -> None:
         ({"backbones": ("dinn",)}, "'dinn' is unknown"),
         ({"features": ("baseline", "magic")}, "features 'magic' are unknown. Known: baseline, liber, evidence"),
         ({"features": ("evidence",)}, "the first are baseline"),
+        ({"folds": 8}, "8 folds: there can be 1 to 7"),
         ({"seeds": 1}, "--seeds 1: a paired t-test needs 2 seeds or more"),
     ],
-    ids=["backbone", "features", "no baseline", "one seed"],
+    ids=["backbone", "features", "no baseline", "folds", "one seed"],
 )
 def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -25,7 +25,7 @@ from training.checkpoint import check_identity, fit_identity
 from training.data import Features, Samples
 from training.fit import Prepared, choose_device, fit, prepare
 from training.options import FitOptions, with_backbone
-from training.protocol import Block, blocks
+from training.protocol import Block, blocks, check_folds
 from training.provenance import versions
 
 FORMAT_VERSION = 1
@@ -66,6 +66,7 @@ class Comparison:
             raise ConfigError(f"features {unknown[0]!r} are unknown. Known: {', '.join(get_args(Features))}.")
         if list(self.features[:1]) != [BASE]:
             raise ConfigError(f"features: the first are {BASE}, which the others are compared with.")
+        check_folds(self.folds)
         if self.seeds < LEAST_SEEDS:
             raise ConfigError(f"--seeds {self.seeds}: a paired t-test needs {LEAST_SEEDS} seeds or more.")
 

@@ -52,8 +52,7 @@ def blocks(times: npt.NDArray[np.int64], *, folds: int) -> tuple[Block, ...]:
         ConfigError: more than 7 folds, or fewer than 1.
         DataSetError: too few samples or times for a part of a block.
     """
-    if not 1 <= folds <= MOST_FOLDS:
-        raise ConfigError(f"{folds} folds: there can be 1 to {MOST_FOLDS}, each a tenth of the samples.")
+    check_folds(folds)
     tested = [(f"fold {fold + 1}", TENTHS - 1 - folds + fold) for fold in range(folds)]
     order = np.argsort(times, kind="stable")
     cut = cuts(times[order])
@@ -68,6 +67,16 @@ def blocks(times: npt.NDArray[np.int64], *, folds: int) -> tuple[Block, ...]:
         split = Split(train=order[:stop], validation=order[stop:test], test=order[test:end])
         found.append(Block(name=name, split=split))
     return tuple(found)
+
+
+def check_folds(folds: int) -> None:
+    """Check the number of folds.
+
+    Raises:
+        ConfigError: more than 7, or fewer than 1.
+    """
+    if not 1 <= folds <= MOST_FOLDS:
+        raise ConfigError(f"{folds} folds: there can be 1 to {MOST_FOLDS}, each a tenth of the samples.")
 
 
 def cuts(ordered: npt.NDArray[np.int64]) -> list[int]:
