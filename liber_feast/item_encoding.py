@@ -103,7 +103,7 @@ class ItemEncoding:
             pca = self.pca_of(memory)
             if pca is not None:
                 return pca
-            bert = self._encoding.bert()
+            bert = self._encoding.bert().for_short_texts()
             vectors = bert.encode(list(fitted.values()), progress=lambda count: progress(STAGE, count, len(fitted)))
             try:
                 pca = fit_pca(vectors, width=self.width, model=self._encoding.model, model_hash=bert.model_hash)
@@ -138,7 +138,7 @@ class ItemEncoding:
         new = new[len(empty) :]
         for start in range(0, len(new), TEXTS_PER_COMMIT):
             keys = new[start : start + TEXTS_PER_COMMIT]
-            encoder = self._encoding.bert()
+            encoder = self._encoding.bert().for_short_texts()
             if encoder.model_hash != pca.model_hash:
                 raise EncoderError(
                     f"The PCA of items {pca.version} was fitted on vectors of a model with the hash"

@@ -216,6 +216,9 @@ class TinyBert:
     seed: int = 0
     asked: list[str] = field(default_factory=list)
 
+    def for_short_texts(self) -> "TinyBert":
+        return self
+
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], object] | None = None
     ) -> npt.NDArray[np.float32]:

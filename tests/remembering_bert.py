@@ -5,7 +5,7 @@ The vectors are those of the model that is opened, whatever texts are encoded be
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import pytest
@@ -21,6 +21,13 @@ class RememberingBert:
     def __init__(self, bert: BertEncoder) -> None:
         self.bert, self.name, self.model_hash, self.width = bert, bert.name, bert.model_hash, bert.width
         self._vectors: dict[str, NDArray[np.float32]] = {}
+
+    @cached_property
+    def _short(self) -> "RememberingBert":
+        return RememberingBert(self.bert.for_short_texts())
+
+    def for_short_texts(self) -> "RememberingBert":
+        return self._short
 
     def encode(self, texts: Sequence[str], *, progress: Callable[[int], object] | None = None) -> NDArray[np.float32]:
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
