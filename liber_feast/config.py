@@ -4,7 +4,7 @@ Every error is one line that names the key. Values only: live things are made fr
 """
 
 import difflib
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import (
@@ -132,7 +132,8 @@ class LiberComputeEngineConfig(_Block):
     """Who writes summaries and shifts; see `interest_config`."""
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
-    evidence: EvidenceConfig = Field(default_factory=EvidenceConfig)
+    evidence: EvidenceConfig | None = Field(default_factory=EvidenceConfig)
+    """Null: no more of it is made; what was made stays published."""
     fusion: FusionConfig = Field(default_factory=FusionConfig)
     sequence: SequenceConfig = Field(default_factory=SequenceConfig)
     memory_window: PositiveInt = 50
@@ -162,8 +163,13 @@ def _first_line(block: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] != "extra_forbidden":
         return f"feature_store.yaml: {key}: {error['msg']}, found {error['input']!r}."
     for part in path[:-1]:
-        inner = block.model_fields[part].annotation
-        block = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else block
+        block = _inner(block.model_fields[part].annotation) or block
     close = difflib.get_close_matches(path[-1], block.model_fields, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"feature_store.yaml: unknown key {key!r}; allowed: {', '.join(block.model_fields)}.{hint}"
+
+
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    """Return the block that a key has, also one that may be null."""
+    kinds = (annotation, *get_args(annotation))
+    return next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)

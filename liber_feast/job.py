@@ -127,10 +127,12 @@ def open_encoding(config: RepoConfig) -> Encoding:
     return Encoding(folder=folder, model=block.encoder.model, width=block.encoder.width, form=block.interest.form)
 
 
-def open_item_encoding(config: RepoConfig, *, encoding: Encoding) -> ItemEncoding:
-    """Return the space of item texts of a feature repo; its PCA lies in `data/item_encoder`."""
+def open_item_encoding(config: RepoConfig, *, encoding: Encoding) -> ItemEncoding | None:
+    """Return the space of item texts of a feature repo, None without evidence; its PCA lies in `data/item_encoder`."""
     block: LiberComputeEngineConfig = config.batch_engine
     folder = repo_folder(config) / "data" / "item_encoder"
+    if block.evidence is None:
+        return None
     return ItemEncoding(folder=folder, width=block.evidence.width, encoding=encoding)
 
 
@@ -171,17 +173,18 @@ def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: Online
     open_learner_of = _prepared_learner(block, base=repo_folder(config), with_llm=with_llm)
     encoding = open_encoding(config)
     encoding.pca()  # says at once where it does not fit the configuration
-    item_encoding = open_item_encoding(config, encoding=encoding)
-    has_evidence = OPTIONAL_VIEWS[0] in views
-    if has_evidence:
-        item_encoding.pca()
+    items = open_item_encoding(config, encoding=encoding) if OPTIONAL_VIEWS[0] in views else None
+    if items is not None:
+        items.pca()
     catalog = open_catalog(config, registry=registry)
     memory = open_memory(config)  # the first thing that is written
     if with_llm:  # else `liber encode` could not change to another form
         encoding.check_form(memory)
     learner, llm = open_learner_of(memory)
     like_above = block.behavior.like_above
-    evidence = EvidenceStage(memory=memory, catalog=catalog, encoding=item_encoding, like_above=like_above)
+    evidence = None
+    if items is not None:
+        evidence = EvidenceStage(memory=memory, catalog=catalog, encoding=items, like_above=like_above)
     return Job(
         memory=memory,
         condition=block.condition(),
@@ -203,7 +206,7 @@ def open_job(config: RepoConfig, *, registry: BaseRegistry, online_store: Online
         pace=Pace(**block.worker.model_dump()),
         exposed=_exposed(config),
         origin=origin,
-        evidence=evidence if has_evidence else None,
+        evidence=evidence,
     )
 
 

@@ -300,13 +300,15 @@ def _versions_in_use(config: RepoConfig, memory: Memory) -> dict[str, str]:
         encoder_version, text_count = encoder_in_use(connection), distinct_text_count(connection)
         of_items = item_encoder_in_use(connection)
     encoding, width = open_encoding(config), config.batch_engine.encoder.width
-    pca, item_pca = encoding.pca(), open_item_encoding(config, encoding=encoding).pca()
+    pca, items = encoding.pca(), open_item_encoding(config, encoding=encoding)
+    item_pca = items.pca() if items else None
     none_yet = f"none yet: vectors wait until there are about {width} different texts; there are {text_count}"
     found = encoding.version_of(pca) if pca else None
+    item_version = _encoder(of_items, item_pca.version if item_pca else None, folder="item_encoder")
     return {
         **interest_versions(config.batch_engine, base=repo_folder(config)),
         "encoder_version": _encoder(encoder_version, found, folder="encoder", none_yet=none_yet),
-        "item_encoder_version": _encoder(of_items, item_pca.version if item_pca else None, folder="item_encoder"),
+        "item_encoder_version": item_version if items else "off",
         "fusion_version": active_fuser(config, memory)(encoder_version).version,
     }
 
