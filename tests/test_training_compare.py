@@ -103,6 +103,7 @@ def test_a_kept_fit_that_cannot_be_read_is_made_again(tmp_path: Path, found: dic
     assert read_fitted(path) is not None
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_fits(tmp_path: Path, found: dict[Task, Fitted]) -> None:
     chosen = replace(CHOSEN, backbones=("dcn",), features=("baseline", "evidence"), folds=1)
     again = run_fits(fits_in(tmp_path, chosen), processes=2)
