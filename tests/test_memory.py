@@ -302,6 +302,8 @@ def test_the_status_counts_what_is_there() -> None:
             "models": {"echo-1": 4},
             "text_versions": {"shift test-1/echo-1": 1, "summary test-1/echo-1": 3},
             "encoder_versions": {"bert-pca": 2},
+            "item_vectors": {},
+            "evidence": {},
         }
 
 
