@@ -62,7 +62,7 @@ def backup(repo: Path, target: Path, *, say: Callable[[str], object]) -> dict[st
         if file is not None:
             say("memory ...")
             _copy_database(file, part / MEMORY_FILE)
-        say("encoder and fusion ...")  # after the memory, which may name them
+        say("encoders and fusion ...")  # after the memory, which may name them
         for name in FOLDERS:
             if (base / "data" / name).is_dir():
                 shutil.copytree(base / "data" / name, part / name)

@@ -1,8 +1,10 @@
 """`feast materialize` and pushes while the server that writes the texts is away, or refuses."""
 
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from feast import FeatureStore
@@ -97,6 +99,21 @@ def test_evidence_needs_no_server(tmp_path: Path, server: LLMServer) -> None:
     assert items == kit.published(whole, kit.ITEM_VIEW, key="item_id")
     found, expected = (kit.online(kit.open_store(one), users, "partition_evidence") for one in (repo, whole))
     assert found == expected
+
+
+def test_evidence_is_online_while_the_first_texts_are_asked_for(tmp_path: Path) -> None:
+    with LLMServer(latency_s=2.0) as slow:
+        repo = llm_repo.repo_of(tmp_path / "repo", slow)
+        rows = kit.frame(kit.log_of(repo).slice(0, 40))
+        with llm_repo.opened(repo) as store:
+            pushing = Thread(target=store.push, args=("behavior_push", rows))
+            pushing.start()
+            while pushing.is_alive() and not kit.published(repo, "partition_evidence"):
+                time.sleep(0.05)
+            summaries = repo_status(repo)["summaries"]
+            assert pushing.is_alive()
+            pushing.join()
+        assert (summaries, repo_status(repo)["summaries"] > 0) == (0, True)
 
 
 def assert_kept(repo: Path, logs: pytest.LogCaptureFixture, *, count: int, logged: int, message: str) -> None:
