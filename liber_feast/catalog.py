@@ -100,6 +100,8 @@ class _Table:
         found: dict[str, _Versions] = defaultdict(_Versions)
         rows = snapshot.renamed(table).take(pa.array(order)).to_pylist()
         for time, row in zip(times[order].tolist(), rows, strict=True):
+            if row[self._key] is None:
+                continue
             versions = found[str(row[self._key])]
             versions.times.append(time)
             versions.rows.append(row)

@@ -121,11 +121,16 @@ class EvidenceStage:
         return partition_evidence(stacked, liked=np.array([one.rating > self.like_above for one in behaviors]))
 
     def _show_items(self, item_ids: Sequence[str] | None, *, pca: FrozenPca, progress: Progress) -> int:
-        """Let the versions of items be published that are not, or have another text by now; return as `_fill`."""
-        texts = {(item_id, time): item_text(item) for item_id, time, item in self.catalog.item_versions(item_ids)}
-        hashes = {key: text_hash(text) for key, text in texts.items()}
+        """Let the versions of items be published that are not, or have another text by now; return as `_fill`.
+
+        An item whose id no behavior can have, because those are whole numbers, is passed over.
+        """
         with self.memory.reading() as connection:
-            known = known_item_texts(connection, item_ids)
+            known, kind = known_item_texts(connection, item_ids), setting(connection, "item_id_type")
+        versions = self.catalog.item_versions(item_ids)
+        is_id = _is_whole if kind == "int64" else bool
+        texts = {(item_id, time): item_text(item) for item_id, time, item in versions if is_id(item_id)}
+        hashes = {key: text_hash(text) for key, text in texts.items()}
         changed = {key: one for key, one in sorted(hashes.items()) if known.get(key) != one}
         if not changed:
             return 0
@@ -143,3 +148,12 @@ class EvidenceStage:
         """Return the texts of all items by their hashes."""
         texts = {item_text(item) for _, _, item in self.catalog.item_versions()}
         return {text_hash(text): text for text in texts}
+
+
+def _is_whole(item_id: str) -> bool:
+    """Return whether an id is that of a whole number as the memory writes it."""
+    try:
+        number = int(item_id)
+    except ValueError:
+        return False
+    return str(number) == item_id and -(2**63) <= number < 2**63

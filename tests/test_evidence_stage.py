@@ -1,6 +1,7 @@
 """The stage `evidence` on the memory: every sealed partition has evidence, made once of what its behaviors say."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -219,6 +220,16 @@ def test_an_item_that_was_described_anew_is_published_anew_and_the_newest_row_is
     rows = published(tmp_path, "item_text")
     assert len(rows) == ITEMS + 2
     assert online.rows["item_text"]["i2"]["event_timestamp"] == max(row["event_timestamp"] for row in rows)  # type: ignore[type-var]
+
+
+def test_an_item_whose_id_no_behavior_can_have_is_passed_over(tmp_path: Path) -> None:
+    memory, online, items = new_memory(tmp_path), OnlineFeatures(), ItemVersions()
+    items.describe(*(replace(titled(number), item_id=name) for number, name in enumerate(("1", "2", "03", "three"))))
+    append_all(memory, [behavior(second, item=1) for second in range(2)])
+    run(stage_of(memory, tmp_path, items=items))
+    publisher_of(memory, tmp_path, online=online).publish()
+    assert list(online.rows["item_text"]) == [1, 2]
+    assert len(kept(memory)) == 1
 
 
 def test_a_forgotten_user_has_no_evidence(tmp_path: Path) -> None:
