@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 from deltalake import DeltaTable
@@ -13,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liber_feast.behavior import Behavior
-from liber_feast.errors import EncoderError
+from liber_feast.compact import tidy
+from liber_feast.delta import DeltaSink
+from liber_feast.errors import EncoderError, StoreFailure
 from liber_feast.evidence import PartitionEvidence, item_text, memory_evidence, partition_evidence
 from liber_feast.evidence_stage import EvidenceStage
 from liber_feast.memory import Memory
@@ -21,7 +24,8 @@ from liber_feast.memory.evidence_tables import item_texts, item_vectors
 from liber_feast.memory.forgetting import forget_user
 from liber_feast.memory.item_vectors import drop_item_encoder
 from liber_feast.memory.texts import text_hash
-from liber_feast.publish import ALL_VIEWS
+from liber_feast.publish import ALL_VIEWS, EVIDENCE_VIEWS, VIEWS
+from liber_feast.republish import republish_all
 from tests.evidence_stage_parts import (
     ITEMS,
     ItemVersions,
@@ -230,6 +234,44 @@ def test_an_item_whose_id_no_behavior_can_have_is_passed_over(tmp_path: Path) ->
     publisher_of(memory, tmp_path, online=online).publish()
     assert list(online.rows["item_text"]) == [1, 2]
     assert len(kept(memory)) == 1
+
+
+class FullDelta(DeltaSink):
+    """A table whose disk is full."""
+
+    def append(self, rows: pa.Table, *, app_id: str, version: int) -> bool:
+        raise StoreFailure("The disk is full.")
+
+
+def test_what_was_begun_of_views_that_are_gone_stops_nothing_and_is_published_when_they_come_back(
+    tmp_path: Path,
+) -> None:
+    memory = new_memory(tmp_path)
+    append_all(memory, [behavior(second, item="i1") for second in range(4)])
+    run(stage_of(memory, tmp_path, items=described_items()))
+    whole = publisher_of(memory, tmp_path, online=OnlineFeatures())
+    full = {stage: FullDelta(path=whole.tables[stage].path) for stage in EVIDENCE_VIEWS}
+    with pytest.raises(StoreFailure):
+        replace(whole, tables={**whole.tables, **full}).publish()
+    before = replace(whole, tables={stage: whole.tables[stage] for stage in VIEWS})
+    assert before.publish() == dict.fromkeys(VIEWS, 0)
+    assert whole.publish() == {**dict.fromkeys(ALL_VIEWS, 0), "evidence": 2, "item_text": ITEMS}
+
+
+def test_tidying_up_keeps_the_publications_that_items_are_of(tmp_path: Path) -> None:
+    memory, items = new_memory(tmp_path), described_items()
+    publisher, stage = publisher_of(memory, tmp_path, online=OnlineFeatures()), stage_of(memory, tmp_path, items=items)
+    append_all(memory, [behavior(second, item="i1") for second in range(2)])
+    run(stage)
+    publisher.publish()
+    for number in (7, 8):
+        items.describe(titled(number))
+        run(stage)
+        publisher.publish()
+    assert tidy(memory) == {"publications_removed": 0, "runs_removed": 0}
+    found = republish_all(publisher, say=lambda _line: None)
+    assert (found.delta_rows["item_text"], found.online_rows["item_text"]) == (ITEMS + 2, ITEMS + 2)
+    assert len(published(tmp_path, "item_text")) == ITEMS + 2
 
 
 def test_a_forgotten_user_has_no_evidence(tmp_path: Path) -> None:
