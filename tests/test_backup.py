@@ -20,6 +20,7 @@ from liber_feast.memory.leases import PUBLISH, acquire, release
 from liber_feast.repo import repo_status
 from tests import services
 from tests.feature_repo_kit import (
+    ITEM_VIEW,
     LIBER_VIEWS,
     PUBLISHED_TABLES,
     close,
@@ -28,6 +29,7 @@ from tests.feature_repo_kit import (
     materialized_repo,
     memory_rows,
     online,
+    online_items,
     open_store,
     published,
     repo_to_push_to,
@@ -53,8 +55,11 @@ def all_features(repo: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what training and serving read, times of creation aside."""
     store = open_store(repo)
     found = online(store, sorted(set(log_of(repo)["user_id"].to_pylist())), "behaviors", *LIBER_VIEWS)
+    rows = {name: published(repo, name) for name in PUBLISHED_TABLES}
+    rows[ITEM_VIEW] = published(repo, ITEM_VIEW, key="item_id")
+    found |= online_items(store, sorted({row["item_id"] for row in rows[ITEM_VIEW]}))
     close(store)
-    return {name: published(repo, name) for name in PUBLISHED_TABLES}, found
+    return rows, found
 
 
 def test_backup_more_pushes_restore_and_the_rest_are_an_uninterrupted_run(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from tests import feature_repo_kit as kit
 def test_after_a_teardown_one_materialization_serves_what_was_served_and_appends_nothing(tmp_path: Path) -> None:
     repo = kit.materialized_repo(tmp_path / "repo")
     store = kit.open_store(repo)
+    items = sorted({row["item_id"] for row in kit.published(repo, kit.ITEM_VIEW, key="item_id")})
     before, versions = kit.online(store, kit.users_of(repo)), kit.delta_versions(repo)
+    vectors = kit.online_items(store, items)
     store.teardown()
     kit.close(store)
     kit.apply(repo)
@@ -16,6 +18,7 @@ def test_after_a_teardown_one_materialization_serves_what_was_served_and_appends
     assert kit.online(store, kit.users_of(repo)) != before
     store.materialize(kit.START, kit.END)
     assert kit.online(store, kit.users_of(repo)) == before
+    assert kit.online_items(store, items) == vectors
     assert kit.delta_versions(repo) == versions
     kit.close(store)
 
