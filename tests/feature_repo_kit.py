@@ -112,7 +112,7 @@ def use(learner: InterestLearner, monkeypatch: pytest.MonkeyPatch) -> None:
 def small_data_set() -> DataSet:
     """Return 5 users whose behaviors share times, some more of them than a partition holds; one has no partition.
 
-    Its items are theirs alone.
+    Its items are theirs, and the first nine.
     """
     data_set = read_data_set("synthetic", seed=7, users=5, behaviors=80)
     times = pc.floor_temporal(data_set.behaviors[EVENT_TIME], multiple=12, unit="hour")
@@ -120,7 +120,8 @@ def small_data_set() -> DataSet:
     tied = data_set.behaviors.set_column(place, EVENT_TIME, times.cast(TIMESTAMP))
     of_last = np.flatnonzero(tied[USER].to_numpy() == "u0005")
     kept = tied.take(np.delete(np.arange(len(tied)), of_last[SIZE - 1 :]))
-    items = data_set.items.filter(pc.is_in(data_set.items[ITEM], kept[ITEM].combine_chunks().unique()))
+    named = pa.concat_arrays([kept[ITEM].combine_chunks().unique(), data_set.items[ITEM].combine_chunks().slice(0, 9)])
+    items = data_set.items.filter(pc.is_in(data_set.items[ITEM], named))
     counts = {**data_set.counts, "behaviors": len(kept), "items": len(items)}
     return replace(data_set, behaviors=kept, items=items, counts=counts)
 

@@ -104,8 +104,13 @@ def test_a_push_while_the_memory_is_locked_is_answered_with_503_and_can_be_sent_
 def test_the_services_of_training_and_serving_are_answered(client: TestClient) -> None:
     for service in ("ctr_baseline", "ctr_training", "ctr_serving"):
         entities = {"user_id": ["u0001"], "item_id": ["i0001"]}
-        answer = client.post("/get-online-features", json={"entities": entities, "feature_service": service})
+        asked = {"entities": entities, "feature_service": service, "full_feature_names": True}
+        answer = client.post("/get-online-features", json=asked)
         assert answer.status_code == 200, answer.text
         values = dict(zip(answer.json()["metadata"]["feature_names"], answer.json()["results"], strict=True))
-        assert values["title"]["values"][0]
-        assert values["behavior_count"]["values"] == [19]
+        assert values["item_attributes__title"]["values"][0]
+        assert len(values["item_text__vector"]["values"][0]) == kit.WIDTH
+        assert values["behavior_sequence__behavior_count"]["values"] == [19]
+        if service != "ctr_serving":  # the others have no two features of one name
+            del asked["full_feature_names"]
+            assert client.post("/get-online-features", json=asked).status_code == 200
