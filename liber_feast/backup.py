@@ -99,6 +99,10 @@ def restore(repo: Path, source: Path, *, say: Callable[[str], object]) -> dict[s
     try:
         aside = [*_folders_in_place(source, data=repo_folder(config) / "data")]
         if file is None:
+            say(
+                "The memory on PostgreSQL is taken as `pg_restore` left it. Run `liber forget` again for users who were"
+                " forgotten since the backup."
+            )
             memory = open_memory(config)
             forgotten_count = _make_own(memory, known.tombstones)
             memory.close()

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from liber_feast.errors import ConfigError
+
 Repo = Annotated[Path, typer.Option(help="The feature repo: the folder of feature_store.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
@@ -78,7 +80,9 @@ def import_texts(
 
 
 def compact(
-    retention: Annotated[str, typer.Option(help="Keep what versions of so long ago need: hours or days.")] = "7d",
+    retention: Annotated[
+        str | None, typer.Option(help="Keep what versions of so long ago need: hours or days.", show_default="7d")
+    ] = None,
     now: Annotated[bool, typer.Option("--now", help="Keep the newest version alone; nobody may be reading.")] = False,
     repo: Repo = Path("feature_repo"),
     as_json: Json = False,
@@ -86,7 +90,9 @@ def compact(
     """Join small Delta files, remove old files and logs, and tidy up the memory."""
     from liber_feast.compact import compact as compact_all  # noqa: PLC0415
 
-    facts = compact_all(repo, retention=retention, is_now=now, say=_say)
+    if now and retention is not None:
+        raise ConfigError("--now keeps the newest version alone, and --retention older ones: give one of them.")
+    facts = compact_all(repo, retention=retention or "7d", is_now=now, say=_say)
     _show(facts, title=f"compacted {repo / 'data'}", as_json=as_json)
 
 

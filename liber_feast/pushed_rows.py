@@ -122,8 +122,11 @@ def _times(column: pd.Series) -> pd.Series:
 
 
 def _unreadable(name: object, reason: str) -> InvalidBehaviors:
+    remedy = "Push values of one type, texts in UTF-8."
+    if "Out of bounds" in reason:
+        remedy = "Push times from 1678 on that are not ahead of the clock."
     return InvalidBehaviors(
-        f"push: column {quoted(name)} cannot be read: {reason}. Push values of one type, texts in UTF-8.",
+        f"push: column {quoted(name)} cannot be read: {reason}. {remedy}",
         column=str(name),
     )
 

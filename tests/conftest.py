@@ -48,6 +48,7 @@ MARKERS_OF_WORD = {
     "push": {"feast"},
     "repo": {"feast"},
     "services": {"feast"},
+    "stage": {"feast"},
     "store": {"feast"},
     "views": {"feast"},
     "artifact": {"torch"},

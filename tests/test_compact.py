@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from deltalake import DeltaTable
 
+from liber_feast.cli import app
 from liber_feast.compact import compact as compact_repo
 from liber_feast.compact import compact_published, retention_hours, tidy
 from liber_feast.delta_maintenance import Place, compact
@@ -150,3 +151,8 @@ def test_a_retention_under_an_hour_is_refused_and_now_has_to_be_said(tmp_path: P
         compact_repo(tmp_path, retention="0h", is_now=False, say=quietly)
     with pytest.raises(StoreNotReady, match=r"no feature_store\.yaml"):
         compact_repo(tmp_path, retention="0h", is_now=True, say=quietly)
+
+
+def test_a_retention_beside_now_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give one of them"):
+        app(["compact", "--now", "--retention", "1d", "--repo", str(tmp_path)], standalone_mode=False)

@@ -85,3 +85,9 @@ def test_rows_that_the_log_cannot_hold_are_refused() -> None:
         check_fit(rows, {"rating": pa.int64()})
     with pytest.raises(InvalidBehaviors, match=r"'note' has type list<.*> and does not fit string of the log"):
         check_fit(rows, {"note": pa.string()})
+
+
+def test_a_time_that_pandas_cannot_hold_is_refused_with_those_that_it_can() -> None:
+    rows = pd.DataFrame({"event_timestamp": pd.Series([datetime(9998, 1, 1, tzinfo=UTC)], dtype=object)})
+    with pytest.raises(InvalidBehaviors, match=r"column 'event_timestamp' cannot be read: .*Push times from 1678 on"):
+        as_table(rows, names={})
