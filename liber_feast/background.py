@@ -16,9 +16,10 @@ EXIT_S = 5.0
 class BackgroundDrain:
     """The thread of one job; keep it as long as the job, and `kick` it after every push that was committed.
 
-    The thread starts with the first kick, and anew in a forked process: gunicorn forks after the import. It claims as
-    `liber worker` does, so that any number of processes may have one. At exit it has EXIT_S seconds to end; what is not
-    done then waits for the next process.
+    The thread starts with the first kick, and anew in a forked process: gunicorn forks after the import. A fork waits,
+    for at most EXIT_S seconds, until the thread is between two batches: what a library holds locked at that moment,
+    SQLite for one, would be locked in the new process for ever. It claims as `liber worker` does, so that any number of
+    processes may have one. At exit it has EXIT_S seconds to end; what is not done then waits for the next process.
     """
 
     def __init__(self, job: Job) -> None:
@@ -27,7 +28,8 @@ class BackgroundDrain:
         self._thread: threading.Thread | None = None
         self._stop, self._kicked = threading.Event(), threading.Event()
         self._is_retired = False
-        os.register_at_fork(after_in_child=self._reset)
+        self._stepping, self._forking = threading.RLock(), threading.local()
+        os.register_at_fork(before=self._hold, after_in_parent=self._let_go, after_in_child=self._reset)
         atexit.register(self.stop)
 
     def kick(self) -> None:
@@ -57,9 +59,16 @@ class BackgroundDrain:
                 self._job.close()
         atexit.unregister(self.stop)
 
+    def _hold(self) -> None:
+        self._forking.is_held = self._stepping.acquire(timeout=EXIT_S)
+
+    def _let_go(self) -> None:
+        if self._forking.is_held:
+            self._stepping.release()
+
     def _reset(self) -> None:
         """Have no thread: this process is new. Whatever the other one's threads held is not held here."""
-        self._lock, self._thread = threading.Lock(), None
+        self._lock, self._stepping, self._thread = threading.Lock(), threading.RLock(), None
         self._stop, self._kicked = threading.Event(), threading.Event()
 
     def _run(self) -> None:
@@ -67,7 +76,7 @@ class BackgroundDrain:
         while True:
             self._kicked.clear()  # before the look at the stop: whoever stops kicks after
             is_last = self._stop.is_set()
-            while not self._is_retired and worker.step():
+            while not self._is_retired and self._step(worker):
                 pass
             if is_last:
                 break
@@ -75,6 +84,10 @@ class BackgroundDrain:
         with self._lock:
             if self._is_retired:
                 self._job.close()
+
+    def _step(self, worker: Worker) -> int:
+        with self._stepping:
+            return worker.step()
 
 
 def _say(line: str) -> None:

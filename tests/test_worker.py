@@ -1,6 +1,7 @@
 """A worker's batches: who is in them, what becomes of errors, and when it ends. And the thread that does the same."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -275,3 +276,23 @@ def test_a_forked_process_has_a_thread_of_its_own(tmp_path: Path) -> None:
     drain.stop()
     assert kept_texts(job.memory) == [("summary", "ann", 0), ("summary", "bob", 0)]
     assert {one.pid for one in calls(tmp_path)} == {os.getpid(), child}
+
+
+def test_a_process_may_be_forked_while_the_thread_works(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    drain = BackgroundDrain(job)
+    for number in range(25):
+        seal(job.memory, [f"parent{number}"])
+        drain.kick()
+        child = os.fork()  # at any moment of the thread, which claims, learns and publishes now
+        if child == 0:
+            seal(job.memory, [f"child{number}"])
+            os._exit(0)
+        deadline = time.monotonic() + 20
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.002)
+        assert ended[1] == 0, "the new process waits for a lock that nobody in it holds"
+    drain.stop()
+    assert {user for _, user, _ in kept_texts(job.memory)} >= {f"parent{number}" for number in range(25)}
