@@ -2,13 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +15,6 @@ from safetensors.numpy import save as array_bytes
 
 from liber_feast.errors import ArtifactError, ConfigError
 from liber_feast.tensor_file import write_atomically
-from training.allocator import keep_freed_memory
 from training.backbones import BACKBONES, backbone_reference
 from training.checkpoint import check_identity, fit_identity
 from training.data import Features, Samples
@@ -27,6 +22,7 @@ from training.fit import Prepared, choose_device, fit, prepare
 from training.options import FitOptions, with_backbone
 from training.protocol import Block, blocks, check_folds
 from training.provenance import versions
+from training.shared_work import shared_work
 
 FORMAT_VERSION = 1
 FITS, IDENTITY = "fits", "comparison_of.json"
@@ -170,7 +166,7 @@ def run_fits(fits: Fits, *, processes: int, on_fit: Callable[[Task], None] = lam
         LiberError: see `Fits`.
     """
     found = {}
-    with _fitter(fits, processes=processes) as fitted:
+    with shared_work(fits, processes=processes, broken=BROKEN) as fitted:
         for task, one in fitted(fits.tasks()):
             found[task] = one
             on_fit(task)
@@ -218,44 +214,7 @@ def _file_name(task: Task, *, identity: Mapping[str, Any]) -> str:
     return f"{backbone}-{task.features}-{task.block.replace(' ', '-')}-seed-{task.seed}-{key}.safetensors"
 
 
-Fitter = Callable[[Iterable[Task]], Iterator[tuple[Task, Fitted]]]
-
-
-@contextmanager
-def _fitter(fits: Fits, *, processes: int) -> Iterator[Fitter]:
-    """Yield what makes fits: in this process, or in others."""
-    if processes == 1:
-        yield lambda tasks: ((task, fits(task)) for task in tasks)
-        return
-    context = get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_hold, initargs=(fits,)) as pool:
-        try:
-            yield lambda tasks: _in_processes(pool, tasks)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _in_processes(pool: ProcessPoolExecutor, tasks: Iterable[Task]) -> Iterator[tuple[Task, Fitted]]:
-    futures = {pool.submit(_fit_held, task): task for task in tasks}
-    try:
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise ConfigError(
-            "a process of the comparison was ended from outside, perhaps for want of memory. Run it again, with fewer"
-            " --processes: the fits that ended are kept."
-        ) from error
-
-
-_held: list[Fits] = []
-"""The fits of a process of `_fitter`."""
-
-
-def _hold(fits: Fits) -> None:
-    keep_freed_memory()
-    _held[:] = [fits]
-
-
-def _fit_held(task: Task) -> Fitted:
-    return _held[0](task)
+BROKEN = (
+    "a process of the comparison was ended from outside, perhaps for want of memory. Run it again, with fewer"
+    " --processes: the fits that ended are kept."
+)

@@ -4,22 +4,19 @@ The split that the fits get has no test part: nothing here can see it.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from liber_feast.errors import ArtifactError, ConfigError, one_line
 from liber_feast.tensor_file import write_atomically
-from training.allocator import keep_freed_memory
 from training.checkpoint import check_identity, fit_identity
 from training.fit import Prepared, choose_device, fit
 from training.options import FitConfig, FitOptions
+from training.shared_work import shared_work
 
 FORMAT_VERSION = 1
 BATCH_SIZES = (512, 1024)
@@ -76,9 +73,10 @@ def search(
     """
     found = {outcome.point: outcome for outcome in done if outcome.point in points}
     left = [point for point in points if point not in found]
-    with _fitter(without_test(prepared), jobs=min(jobs, max(len(left), 1))) as fitted:
-        for outcome in fitted((options, point) for point in left):
-            found[outcome.point] = outcome
+    work = partial(fit_at, without_test(prepared), options=options)
+    with shared_work(work, processes=min(jobs, max(len(left), 1)), broken=BROKEN) as fitted:
+        for point, outcome in fitted(left):
+            found[point] = outcome
             on_outcome([found[point] for point in points if point in found])
     return [found[point] for point in points]
 
@@ -101,51 +99,12 @@ def at_point(options: FitOptions, point: Point) -> FitOptions:
     return replace(options, batch_size=point.batch_size, learning_rate=point.learning_rate)
 
 
-Fitter = Callable[[Iterable[tuple[FitOptions, Point]]], Iterator[Outcome]]
+BROKEN = (
+    "a process of the search was ended from outside, perhaps for want of memory. Go on with --resume and fewer --jobs."
+)
 
 
-@contextmanager
-def _fitter(prepared: Prepared, *, jobs: int) -> Iterator[Fitter]:
-    """Yield what fits at points: in this process, or in `jobs` others."""
-    if jobs == 1:
-        yield lambda tasks: (fit_at(prepared, options=options, point=point) for options, point in tasks)
-        return
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_hold, initargs=(prepared,)
-    ) as processes:
-        try:
-            yield lambda tasks: _in_processes(processes, tasks)
-        except BaseException:
-            processes.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _in_processes(processes: ProcessPoolExecutor, tasks: Iterable[tuple[FitOptions, Point]]) -> Iterator[Outcome]:
-    futures = [processes.submit(_fit_held, options, point) for options, point in tasks]
-    try:
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise ConfigError(
-            "a process of the search was ended from outside, perhaps for want of memory. Go on with --resume and fewer"
-            " --jobs."
-        ) from error
-
-
-_held: list[Prepared] = []
-"""The samples of a process of `_fitter`."""
-
-
-def _hold(prepared: Prepared) -> None:
-    keep_freed_memory()
-    _held[:] = [prepared]
-
-
-def _fit_held(options: FitOptions, point: Point) -> Outcome:
-    return fit_at(_held[0], options=options, point=point)
-
-
-def fit_at(prepared: Prepared, *, options: FitOptions, point: Point) -> Outcome:
+def fit_at(prepared: Prepared, point: Point, *, options: FitOptions) -> Outcome:
     """Fit at a point and return what came of it; a loss that is not finite is an outcome, too."""
     try:
         fitted = fit(prepared, options=at_point(options, point), with_test=False)
