@@ -26,7 +26,7 @@ from training.checkpoint import check_identity
 from training.data import Samples, load_samples
 from training.fit import choose_device, fit, prepare
 from training.history_texts import plan_texts, requests, with_texts, write_texts
-from training.knowledge_texts import FOLDER, TextFile
+from training.knowledge_texts import text_file
 from training.memory_variants import mean_pooled, without_shift
 from training.options import FitOptions
 from training.run import FitBar
@@ -150,7 +150,8 @@ def _with_texts(name: str, *, liber: Samples, ablation: Ablation, bar: FitBar) -
         _check_paid(ablation, name=name, what=f"{count:,} texts")
         with bar.counting(f"{name}: writing texts", count) as step:
             asked = requests(plan, liber, catalog=job.catalog)
-            written = write_texts(asked, learner=job.learner, file=_text_file(job, ablation.repo), progress=step)
+            file = text_file(ablation.repo, learner=job.learner)
+            written = write_texts(asked, learner=job.learner, file=file, progress=step)
         distinct = len(set(written.texts.values()))
         with bar.counting(f"{name}: encoding texts", distinct) as step:
             samples = with_texts(liber, plan=plan, written=written, encode=_encoder(job, progress=step))
@@ -158,12 +159,6 @@ def _with_texts(name: str, *, liber: Samples, ablation: Ablation, bar: FitBar) -
         return samples, Calls(calls=written.call_count, texts=len(written.texts), users=users)
     finally:
         job.close()
-
-
-def _text_file(job: Job, repo: Path) -> TextFile:
-    """Return where the texts of the learner are kept, so that none is paid for twice."""
-    learner = job.learner
-    return TextFile(repo / "data" / FOLDER, model=learner.model, prompt_version=learner.prompt_version)
 
 
 def _check_paid(ablation: Ablation, *, name: str, what: str) -> None:

@@ -61,6 +61,11 @@ class TextFile:
             raise StoreFailure(f"{self.path} cannot be written: {error.strerror}.") from error
 
 
+def text_file(repo: Path, *, learner: InterestLearner) -> TextFile:
+    """Return where a feature repo keeps the texts of a learner."""
+    return TextFile(repo / "data" / FOLDER, model=learner.model, prompt_version=learner.prompt_version)
+
+
 def _parsed(line: bytes) -> list[tuple[str, str]]:
     try:
         found = json.loads(line)
@@ -119,9 +124,7 @@ def load_knowledge(
     job = open_repo_job(repo)
     try:
         plan = plan_knowledge(table, cuts=cut_times(times), like_above=like_above, item_columns=item_columns)
-        folder = repo / "data" / FOLDER
-        file = TextFile(folder, model=job.learner.model, prompt_version=job.learner.prompt_version)
-        texts = learn_texts(plan.requests, learner=job.learner, file=file)
+        texts = learn_texts(plan.requests, learner=job.learner, file=text_file(repo, learner=job.learner))
         bert = job.encoding.bert()
         prose = [readable(text, form=job.encoding.form) for text in texts]
         return Knowledge(plan=plan, vectors=bert.encode(prose), encoder=bert.model_hash[:16])
