@@ -119,6 +119,11 @@ def microseconds(moment: datetime) -> int:
     return (aware - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
+def moment_at(micros: int) -> datetime:
+    """Return microseconds since 1970 UTC as an aware datetime, exactly: what `microseconds` takes."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+
+
 def canonical_times(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return a timestamp column of any unit as microseconds UTC; naive times are UTC, finer units are cut.
 

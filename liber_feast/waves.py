@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 import sqlalchemy as sa
 
-from liber_feast.behavior import microseconds
+from liber_feast.behavior import microseconds, moment_at
 from liber_feast.interest import (
     SHIFT,
     SUMMARY,
@@ -193,7 +192,7 @@ class MemoryWaves:
             item=items[behavior.item_id, behavior.event_time],
             rating=behavior.rating,
             liked=behavior.rating > self.like_above,
-            event_time=datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=behavior.event_time),
+            event_time=moment_at(behavior.event_time),
         )
 
 

@@ -6,13 +6,12 @@ behaviors at every sample. A sample sees a text only of behaviors strictly befor
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from liber_feast.behavior import BEHAVIOR_ID, ITEM, RATING, USER
+from liber_feast.behavior import BEHAVIOR_ID, ITEM, RATING, USER, moment_at
 from liber_feast.interest import DescribedBehavior, InterestLearner, LearnedText, SummaryRequest
 from liber_feast.ragged import Ragged
 from liber_feast.waves import Catalog
@@ -79,7 +78,7 @@ def requests(plan: TextPlan, samples: Samples, *, catalog: Catalog) -> Iterator[
                         item=known[items[row], int(times[row])],
                         rating=ratings[row],
                         liked=ratings[row] > samples.like_above,
-                        event_time=datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(times[row])),
+                        event_time=moment_at(int(times[row])),
                     )
                     for row in of_text
                 ),
