@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -23,13 +22,7 @@ SMALL = DINConfig(embedding_width=4, attention_hidden=(8,), hidden=(16, 8), drop
 N, W = 6, 5
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models gain nothing from threads, and figures must not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache

@@ -1,6 +1,5 @@
 """Evidence that the stage published, in training, in serving and in a comparison: one score everywhere."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +24,7 @@ SCORED: tuple[Features, ...] = ("baseline", "evidence")
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -31,13 +30,7 @@ WINDOWED = ("item_ids", "ratings", "times", "behavior_count", "vectors", "partit
 OPTIONS = FitOptions(backbone_config=SMALL, batch_size=64, epochs=2, fused_width=8, device="cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models gain nothing from threads, and figures must not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass

@@ -3,11 +3,9 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.test_training_checkpoint import SHORT, assert_same, prepared, uninterrupted
 from tests.test_training_search import POINTS, figures, outcomes
@@ -26,12 +24,7 @@ slow_fit(Path(sys.argv[1]))
 STEP_S = 0.05
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def slow_fit(folder: Path) -> None:

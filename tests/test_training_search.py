@@ -1,11 +1,10 @@
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
 from liber_feast.errors import ArtifactError, ConfigError
 from tests.test_training_fit import OPTIONS, samples_of
@@ -28,12 +27,7 @@ SHORT = replace(OPTIONS, epochs=1)
 POINTS = grid(batch_sizes=[32, 64], learning_rates=[0.01, 0.001])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache
