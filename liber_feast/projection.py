@@ -6,7 +6,7 @@ vector, which may outdate one published before, with the publication, whose `cre
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -79,6 +79,9 @@ class Projection:
     """M: partitions of a user that are shown and fused."""
     sequence_length: int
     """N: behaviors of a user that are shown."""
+    _types: dict[str, str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _names: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What the snapshot was asked for already: types of ids by column, ids by user key."""
 
     def text_rows(self, stage: str, *, user_keys: Sequence[int], keep: Callable[[PartitionKey, str], bool]) -> pa.Table:
         """Return the texts of a stage that `keep` (of partition and version) keeps, as rows of its view."""
@@ -232,8 +235,10 @@ class Projection:
             yield window
 
     def _table(self, rows: Sequence[dict[str, Any]], fields: Sequence[tuple[str, pa.DataType]]) -> pa.Table:
-        names = known_user_ids(self.connection, sorted({row["user_key"] for row in rows}))
-        columns = {USER: _ids([names[row["user_key"]] for row in rows], self._id_type(USER))}
+        keys = [row["user_key"] for row in rows]
+        if unknown := sorted(set(keys).difference(self._names)):
+            self._names.update(known_user_ids(self.connection, unknown))
+        columns = {USER: _ids([self._names[key] for key in keys], self._id_type(USER))}
         for name, kind in fields:
             columns[name] = _column([row[name] for row in rows], kind)
         for name, kind in _TIME_FIELDS:
@@ -248,7 +253,9 @@ class Projection:
         return pa.int64() if self._kept_type(column) == "int64" else pa.string()
 
     def _kept_type(self, column: str) -> str | None:
-        return setting(self.connection, f"{column}_type")
+        if column not in self._types:
+            self._types[column] = setting(self.connection, f"{column}_type")
+        return self._types[column]
 
 
 @cache

@@ -10,6 +10,7 @@ read before, and marked after, in a transaction that ends well only while the le
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,21 +30,19 @@ from liber_feast.memory.item_vectors import (
     has_unpublished_items,
     item_encoder_in_use,
     plan_items,
-    published_item_texts,
 )
 from liber_feast.memory.leases import LEASE_S, PUBLISH, Lease, held, renew
 from liber_feast.memory.publications import (
     PCA_VERSION,
+    STAGES_AT_ONCE,
     Found,
     Publication,
-    PublishedRow,
     Rows,
     finish,
     forget_stage,
     has_unfinished,
     in_pieces,
     is_restoring,
-    maker_of,
     mark_restored,
     newest_created_time,
     newest_number,
@@ -60,10 +59,11 @@ from liber_feast.memory.publications import (
 )
 from liber_feast.memory.settings import setting
 from liber_feast.memory.status import mark_online
-from liber_feast.memory.texts import PartitionKey, user_chunks
-from liber_feast.memory.vectors import VECTOR, PartitionVector
+from liber_feast.memory.texts import user_chunks
+from liber_feast.memory.vectors import VECTOR
 from liber_feast.newest_rows import newest_item_rows, no_rows, online_rows
 from liber_feast.online_sink import OnlineSink as OnlineSink  # noqa: PLC0414  (it is asked for here, too)
+from liber_feast.planned_rows import planned_rows
 from liber_feast.projection import FUSED, Projection
 from liber_feast.sequences import publish_sequences
 from liber_feast.stream_metrics import record_freshness, record_publish
@@ -101,6 +101,8 @@ class Publisher:
     clock: Callable[[], int]
     lease_s: float = LEASE_S
     """How long the others wait for a publisher that died."""
+    executor: Callable[[int], Executor] = ThreadPoolExecutor
+    """What writes so many Delta tables side by side."""
 
     def publish(self, *, user_keys: Sequence[int] | None = None) -> dict[str, int]:
         """Publish what is not, of all users or of some; return the number of rows by stage that were written here.
@@ -189,35 +191,8 @@ class Publisher:
 
     def delta_rows(self, projection: Projection, publication: Publication) -> pa.Table:
         """Return the rows of a publication, less those that are superseded: something newer is published instead."""
-        version, user_keys = publication.rows[0].version if publication.rows else "", publication.user_keys
-        if publication.stage == ITEM_TEXT:
-            number = publication.publication_id
-            return projection.item_rows(published_item_texts(projection.connection, publication_id=number))
-        if publication.stage in (SUMMARY, SHIFT):
-            texts = {((row.user_key, row.partition_index), row.version) for row in publication.rows}
-            return projection.text_rows(
-                publication.stage, user_keys=user_keys, keep=lambda key, version: (key, version) in texts
-            )
-        planned = {(row.user_key, row.partition_index): row for row in publication.rows}
-        if publication.stage == EVIDENCE:
-            is_used = version == item_encoder_in_use(projection.connection)
-            return projection.evidence_rows(
-                user_keys if is_used else (),
-                encoder_version=version,
-                created_time=publication.created_time,
-                keep=planned.__contains__,
-            )
-        if publication.stage == VECTOR:
-            found = projection.vectors(user_keys, version=version)
-            kept = (one for one in found if _is_current([one], planned))
-            return projection.vector_rows(
-                kept, encoder_version=maker_of(version), created_time=publication.created_time
-            )
-        # Rows of a fusion that is no longer in use: the one in use has publications of its own.
-        if version != self.versions(projection.connection, projection.fuser)[FUSED]:
-            return projection.fused_rows((), created_time=publication.created_time)
-        windows = [window for window in projection.windows(user_keys).values() if _is_current(window, planned)]
-        return projection.fused_rows(windows, created_time=publication.created_time)
+        fused_version = self.versions(projection.connection, projection.fuser)[FUSED]
+        return planned_rows(projection, publication, fused_version=fused_version)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,12 +209,15 @@ class _Turn:
         """
         self._check_tables()
         self._plan(user_keys)
-        while (publication := self._next()) is not None:
-            if publication.stage in self.publisher.tables:
-                counts[publication.stage] += self._write_out(publication)
-            else:  # its view is gone since; where it comes back, all is planned again
+        while publications := self._next():
+            gone = [one.stage for one in publications if one.stage not in self.publisher.tables]
+            if gone:  # their views are gone since; where they come back, all is planned again
                 with self._marking("lost") as connection:
-                    self._forget(connection, publication.stage)
+                    for stage in gone:
+                        self._forget(connection, stage)
+                continue
+            for stage, count in self._write_out(publications).items():
+                counts[stage] += count
 
     def restore_online(self) -> bool:
         """Write every newest row of an online store that was emptied; return whether it was."""
@@ -307,35 +285,66 @@ class _Turn:
             with self._marking("plan") as connection:
                 plan_items(connection, clock_time=publisher.clock())
 
-    def _next(self) -> Publication | None:
+    def _next(self) -> list[Publication]:
         with self.publisher.memory.reading() as connection:
             return next_unfinished(connection)
 
-    def _write_out(self, publication: Publication) -> int:
-        """Write a publication to its Delta table, then online, and mark it done; return its number of rows."""
-        publisher, stage = self.publisher, publication.stage
+    def _write_out(self, publications: Sequence[Publication]) -> dict[str, int]:
+        """Write publications to their Delta tables and online, and mark them done; return their rows by stage.
+
+        Each is of another stage, so that their tables are written side by side, and online rows meanwhile. Nothing is
+        marked before all is written: what failed, or a crash left half-written, is written again as a whole.
+        """
+        publisher = self.publisher
         fuser = publisher.fuser(publisher.encoder_version)
         with publisher.memory.reading() as connection:
-            rows = publisher.delta_rows(publisher.projection(connection, fuser), publication)
-        if len(rows):
-            with _timed(stage, "delta"):
-                publisher.tables[stage].append(rows, app_id=self._app_id, version=publication.publication_id)
-        for some in user_chunks(publication.user_keys):
+            projection = publisher.projection(connection, fuser)
+            rows = {one.stage: publisher.delta_rows(projection, one) for one in publications}
+        with self._appending({one.publication_id: (one.stage, rows[one.stage]) for one in publications}):
+            self._show(publications, fuser)
+            with publisher.memory.reading() as connection:
+                online_time = now_us(connection)
+        fused = [key for one in publications if one.stage == FUSED for key in one.partition_keys]  # shown last
+        with self._marking("done") as connection:
+            self._use_versions(connection, fuser, stages=list(rows))
+            for one in publications:
+                finish(connection, one, done_time=publisher.clock())
+            seconds = mark_online(connection, fused, now=online_time)
+        for second in seconds:
+            record_freshness(second)
+        return {stage: len(some) for stage, some in rows.items()}
+
+    @contextmanager
+    def _appending(self, rows: Mapping[int, tuple[str, pa.Table]]) -> Iterator[None]:
+        """Append rows, by the number of their publication, to the Delta tables of their stages, meanwhile."""
+        due = {number: found for number, found in rows.items() if len(found[1])}
+        with self.publisher.executor(max(1, len(due))) as pool:
+            appended = [pool.submit(self._append, stage, some, number=number) for number, (stage, some) in due.items()]
+            yield
+            for one in appended:
+                one.result()
+
+    def _append(self, stage: str, rows: pa.Table, *, number: int) -> None:
+        with _timed(stage, "delta"):
+            self.publisher.tables[stage].append(rows, app_id=self._app_id, version=number)
+
+    def _show(self, publications: Sequence[Publication], fuser: Fuser) -> None:
+        """Write the newest rows of the users and items of publications online."""
+        publisher = self.publisher
+        pieces = [(one, some) for one in publications for some in user_chunks(one.user_keys)]
+        for start in range(0, len(pieces), STAGES_AT_ONCE):
             with publisher.memory.reading() as connection:
                 projection = publisher.projection(connection, fuser)
-                online = online_rows(projection, stage, some, created_time=publication.created_time)
-            with _timed(stage, "online"):
-                self._write_online(ALL_VIEWS[stage], online, number=publication.created_time)
-        if stage == ITEM_TEXT:
-            self._items_online(publication)
-        with self._marking("done") as connection:
-            self._use_versions(connection, fuser, stages=[stage])
-            finish(connection, publication, done_time=publisher.clock())
-            keys = publication.partition_keys if stage == FUSED else ()  # the last one: the others are online
-            seconds = mark_online(connection, keys, now=now_us(connection))
-        for one in seconds:
-            record_freshness(one)
-        return len(rows)
+                found = [
+                    (one, online_rows(projection, one.stage, some, created_time=one.created_time))
+                    for one, some in pieces[start : start + STAGES_AT_ONCE]
+                ]
+            for one, rows in found:
+                with _timed(one.stage, "online"):
+                    self._write_online(ALL_VIEWS[one.stage], rows, number=one.created_time)
+        for publication in publications:
+            if publication.stage == ITEM_TEXT:
+                self._items_online(publication)
 
     def _items_online(self, publication: Publication) -> None:
         """Write the newest row of each item of a publication online."""
@@ -374,12 +383,3 @@ def _timed(stage: str, sink: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     record_publish(stage=stage, sink=sink, seconds=time.perf_counter() - start)
-
-
-def _is_current(window: Sequence[PartitionVector], planned: Mapping[PartitionKey, PublishedRow]) -> bool:
-    """Return whether the row of a window was planned, and is made of the same texts and partitions as it was then."""
-    row = planned.get((window[-1].user_key, window[-1].partition_index))
-    if row is None:
-        return False
-    is_newer = row.text_id is not None and max(one.text_id for one in window) > row.text_id
-    return not is_newer and row.index_sum in (None, sum(one.partition_index + 1 for one in window))

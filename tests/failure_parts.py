@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -177,6 +178,7 @@ def publisher_into(
     online: OnlineRows,
     clock: Callable[[], int],
     version: str = VERSION,
+    executor: Callable[[int], Executor] = ThreadPoolExecutor,
 ) -> Publisher:
     """Return a publisher of the mean over two partitions."""
     return Publisher(
@@ -189,6 +191,7 @@ def publisher_into(
         memory_window=2,
         sequence_length=3,
         clock=clock,
+        executor=executor,
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -265,6 +266,18 @@ class Faults:
         self.reached += 1
         if self.steps is not None and self.reached == self.steps + 1:
             raise Crash
+
+
+class OneAfterTheOther(Executor):
+    """Does what it is given at once, in the thread that gives it, and lets a crash through."""
+
+    def __init__(self, max_workers: int) -> None:
+        del max_workers
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 @dataclass(kw_only=True)

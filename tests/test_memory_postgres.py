@@ -178,12 +178,11 @@ def test_publications_are_planned_taken_in_order_and_done(memory: Memory) -> Non
     taken = []
     for _ in range(3):
         with memory.writing() as connection:
-            publication = next_unfinished(connection)
-            assert publication is not None
+            (publication,) = next_unfinished(connection)
             taken.append([row.partition_index for row in publication.rows])
             finish(connection, publication, done_time=7)
     with memory.writing() as connection:
-        assert next_unfinished(connection) is None
+        assert next_unfinished(connection) == []
     assert taken == [[], [1], [0]]
 
 

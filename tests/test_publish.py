@@ -29,6 +29,7 @@ from tests.memory_parts import (
     START_US,
     Crash,
     Faults,
+    OneAfterTheOther,
     OnlineRows,
     TickingClock,
     append_all,
@@ -77,6 +78,7 @@ def publisher_of(
         memory_window=2,
         sequence_length=3,
         clock=clock or TickingClock(),
+        executor=OneAfterTheOther,  # so that a crash comes where a test says
     )
 
 
@@ -281,11 +283,12 @@ def test_weights_that_come_into_use_again_are_published_again(tmp_path: Path) ->
 
 def test_planned_rows_of_weights_that_were_away_for_a_crashed_run_are_written_in_the_end(tmp_path: Path) -> None:
     memory, version = taught(tmp_path)
-    online = OnlineRows(faults=Faults(steps=12))  # three stages are done
+    online = OnlineRows(faults=Faults(steps=6))  # three tables are written
     publisher = publisher_of(memory, tmp_path, version=version, online=online)
     with pytest.raises(Crash):
         publisher.publish()
-    online.faults.steps = online.faults.reached  # the rows are superseded; the first ones of the other weights crash
+    # The rows are superseded; three tables and four views later the first ones of the other weights crash.
+    online.faults.steps = online.faults.reached + 6 + 8
     with pytest.raises(Crash):
         replace(publisher, fuser=fuser_named("trained")).publish()
     online.faults.steps = None
@@ -390,26 +393,27 @@ def test_an_online_store_is_written_anew_wherever_the_writing_crashes(
 
 def test_fused_rows_planned_before_other_weights_came_into_use_are_never_written(tmp_path: Path) -> None:
     memory, version = taught(tmp_path)
-    online = OnlineRows(faults=Faults(steps=12))  # three stages are done
+    online = OnlineRows(faults=Faults(steps=6))  # three tables are written
     publisher = publisher_of(memory, tmp_path, version=version, online=online)
     with pytest.raises(Crash):
         publisher.publish()
     online.faults.steps = None
     activated = replace(publisher, fuser=fuser_named("trained"))
-    assert activated.publish() == {**NOTHING, "fused": 5}
+    assert activated.publish() == {"summary": 5, "shift": 3, "vector": 5, "fused": 5}
     rows = delta_rows(tmp_path)["fused_vector"]
     assert [row["fusion_version"] for row in rows] == ["trained"] * 5
 
 
 def test_vectors_that_were_planned_are_written_even_where_the_encoder_is_gone(tmp_path: Path) -> None:
     memory, version = taught(tmp_path)
-    online = OnlineRows(faults=Faults(steps=8))  # both stages of texts are done
+    online = OnlineRows(faults=Faults(steps=4))  # the tables of both stages of texts are written
     publisher = publisher_of(memory, tmp_path, version=version, online=online)
     with pytest.raises(Crash):
         publisher.publish()
     online.faults.steps = None
     bring_in(memory, None)
-    assert replace(publisher, encoder_version=None).publish() == {**NOTHING, "vector": 5}
+    counts = replace(publisher, encoder_version=None).publish()
+    assert counts == {"summary": 5, "shift": 3, "vector": 5, "fused": 0}
     assert len(delta_rows(tmp_path)["long_term_memory"]) == 5
     assert "long_term_memory" not in online.rows
 
@@ -429,7 +433,7 @@ def test_many_rows_are_published_in_pieces_each_of_which_is_finished_alone(
     }
     with memory.reading() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(publications)) == 11
-        assert next_unfinished(connection) is None
+        assert next_unfinished(connection) == []
 
 
 def test_an_online_row_is_as_new_as_the_memory_even_where_its_publication_is_old(tmp_path: Path) -> None:
@@ -439,7 +443,7 @@ def test_an_online_row_is_as_new_as_the_memory_even_where_its_publication_is_old
     with pytest.raises(Crash):
         publisher.publish()
     more(memory, tmp_path)
-    online.faults.steps = online.faults.reached + 4  # the first stage, which is old, and no more
+    online.faults.steps = online.faults.reached + 8 + 2  # four tables, and the first view, which is old, and no more
     with pytest.raises(Crash):
         publisher.publish()
     assert online.rows["partition_summary"]["bob"]["partition_index"] == 2

@@ -227,10 +227,49 @@ def test_a_table_that_cannot_be_written_leaves_its_publication_to_the_next_run(m
     full = tables | {"vector": FullTable(path=tables["vector"].path)}
     with pytest.raises(StoreFailure):
         publisher_of(memory, tmp_path, online=online, tables=full).publish()
-    assert set(online.rows) == {"partition_summary"}  # there is no shift yet
-    assert unfinished_count(memory) == 2
+    # There is no shift yet, and what is online does not wait for the tables.
+    assert set(online.rows) == {"partition_summary", "long_term_memory", "fused_vector"}
+    assert unfinished_count(memory) == 3
     publisher = publisher_of(memory, tmp_path, online=online)
-    assert publisher.publish() == {**NOTHING, "vector": 2, "fused": 2}
+    assert publisher.publish() == {**NOTHING, "summary": 2, "vector": 2, "fused": 2}
+    check_once(memory, tmp_path, user_count=2, partition_count=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeetingTable(DeltaSink):
+    """A table that is written when the others are, too, and the online store is written already."""
+
+    others: threading.Barrier
+    is_online: threading.Event
+
+    def append(self, rows: pa.Table, *, app_id: str, version: int) -> bool:
+        self.others.wait(timeout=10)
+        assert self.is_online.wait(timeout=10)
+        return super().append(rows, app_id=app_id, version=version)
+
+
+@dataclass(kw_only=True)
+class SayingOnline(OnlineRows):
+    """An online store that says when the last view is written."""
+
+    is_online: threading.Event
+
+    def write(
+        self, view: str, rows: pa.Table, *, number: int | Sequence[int] | None = None, force: bool = False
+    ) -> None:
+        super().write(view, rows, number=number, force=force)
+        if view == "fused_vector":
+            self.is_online.set()
+
+
+def test_tables_are_written_side_by_side_and_online_rows_do_not_wait_for_them(memory: Memory, tmp_path: Path) -> None:
+    teach(memory, "ann", "bob")
+    others, is_online = threading.Barrier(3), threading.Event()  # there is no shift yet
+    tables: dict[str, DeltaSink] = {
+        stage: MeetingTable(path=table.path, others=others, is_online=is_online)
+        for stage, table in tables_in(tmp_path).items()
+    }
+    publisher_of(memory, tmp_path, online=SayingOnline(is_online=is_online), tables=tables).publish()
     check_once(memory, tmp_path, user_count=2, partition_count=1)
 
 

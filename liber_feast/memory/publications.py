@@ -20,6 +20,8 @@ from liber_feast.memory.texts import Whose, of_users
 from liber_feast.memory.vectors import VECTOR, ready_partitions
 
 ROWS_PER_PUBLICATION = 20_000
+STAGES_AT_ONCE = 8
+"""The most publications that are written side by side, each to a table of its own."""
 USERS_AT_WORK = 1_000
 """The most users who are published along with others, because somebody works on them."""
 _ROW = ("user_key", "partition_index", "version", "text_id", "index_sum")
@@ -254,7 +256,7 @@ _AT_WORK = (
     .limit(USERS_AT_WORK)
 )
 _IS_BEGUN = publications.c.done_time.is_(None)
-_OLDEST_BEGUN = sa.select(publications).where(_IS_BEGUN).order_by(publications.c.publication_id).limit(1)
+_OLDEST_BEGUN = sa.select(publications).where(_IS_BEGUN).order_by(publications.c.publication_id)
 _ROWS = (
     sa.select(*(published.c[name] for name in _ROW))
     .where(published.c.publication_id == sa.bindparam("of_publication"))
@@ -269,25 +271,29 @@ _FINISH = (
 
 def has_unfinished(connection: sa.Connection) -> bool:
     """Return whether a publication is not done."""
-    return connection.execute(_OLDEST_BEGUN).first() is not None
+    return connection.execute(_OLDEST_BEGUN.limit(1)).first() is not None
 
 
-def next_unfinished(connection: sa.Connection) -> Publication | None:
-    """Return the oldest publication that is not done, or None.
+def next_unfinished(connection: sa.Connection) -> list[Publication]:
+    """Return the oldest publications that are not done, by number; of every stage at most one, of bounded size.
 
-    Publications are finished in the order of their numbers: a Delta table skips what is not newer than the
+    Publications of a stage are finished in the order of their numbers: a Delta table skips what is not newer than the
     number of its last commit.
     """
-    found = connection.execute(_OLDEST_BEGUN).one_or_none()
-    if found is None:
-        return None
-    rows = connection.execute(_ROWS, {"of_publication": found.publication_id})
-    return Publication(
-        publication_id=found.publication_id,
-        stage=found.stage,
-        created_time=found.created_time,
-        rows=tuple(PublishedRow(**row._mapping) for row in rows),
-    )
+    found: dict[str, Publication] = {}
+    for one in connection.execute(_OLDEST_BEGUN.limit(STAGES_AT_ONCE)).all():
+        if one.stage in found:
+            break
+        rows = connection.execute(_ROWS, {"of_publication": one.publication_id})
+        found[one.stage] = Publication(
+            publication_id=one.publication_id,
+            stage=one.stage,
+            created_time=one.created_time,
+            rows=tuple(PublishedRow(**row._mapping) for row in rows),
+        )
+        if sum(len(publication.rows) for publication in found.values()) >= ROWS_PER_PUBLICATION:
+            break
+    return list(found.values())
 
 
 def finish(connection: sa.Connection, publication: Publication, *, done_time: int) -> None:
