@@ -152,9 +152,9 @@ class Encoding:
             waiting = texts_without_vector(connection, version, user_keys=user_keys)
             known = known_vectors(connection, list(waiting), encoder_version=version)
         ids = {key: text_ids for key, (_text, text_ids) in waiting.items()}
-        _keep(memory, known, ids=ids, version=version)
         new = sorted((key for key in waiting if key not in known), key=lambda key: len(waiting[key][0]))
         if not new:  # the model is not opened for nothing
+            _keep(memory, known, ids=ids, version=version)
             return 0
         encoder = self._encoder(pca)
         groups = [new[start : start + TEXTS_PER_COMMIT] for start in range(0, len(new), TEXTS_PER_COMMIT)]
@@ -162,7 +162,9 @@ class Encoding:
         told = _of(progress, sum(len(pieces(some, form=self.form)) for some in texts))
         for keys, some in zip(groups, texts, strict=True):
             vectors = lay_out(some, encode=lambda parts: encoder.encode(parts, progress=told), form=self.form)
-            _keep(memory, _as_bytes(keys, vectors), ids=ids, version=version)
+            # What was known comes with the first: whoever publishes meanwhile sees a user's few new texts all at once.
+            _keep(memory, {**known, **_as_bytes(keys, vectors)}, ids=ids, version=version)
+            known = {}
         return len(new)
 
     def _may_fit(self, memory: Memory) -> bool:

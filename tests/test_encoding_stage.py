@@ -212,6 +212,21 @@ def test_vectors_are_kept_in_pieces_and_after_a_crash_only_the_rest_is_encoded(
     assert len(vectors(memory)) == 9
 
 
+def test_a_text_that_was_encoded_before_gets_its_vector_no_earlier_than_the_new_ones_beside_it(tmp_path: Path) -> None:
+    """Else another process could publish a user's later partition, whose text is known, before the earlier ones."""
+    memory = taught(partition_count=2)
+    run(TinyEncoding(folder=tmp_path), memory)
+    append_all(
+        memory, [behavior(4, item="new"), behavior(5, item="newer"), behavior(6, item="i0"), behavior(7, item="i1")]
+    )
+    learn_all(memory)
+    with pytest.raises(BertBroke):
+        run(TinyEncoding(folder=tmp_path, bert=BreakingBert(calls=0)), memory)
+    assert len(vectors(memory)) == 3
+    assert run(TinyEncoding(folder=tmp_path), memory) == 3
+    assert len(vectors(memory)) == 7
+
+
 def test_a_pca_fitted_by_another_process_ends_the_waiting(tmp_path: Path) -> None:
     memory, waiting = taught(partition_count=1), TinyEncoding(folder=tmp_path, width=3)
     run(waiting, memory)
