@@ -212,7 +212,7 @@ def test_every_variant_is_fitted_and_its_calls_are_those_of_the_formula(tmp_path
     write_report(tmp_path / "out", ablation=ablation(*found), found=found)
     table = (tmp_path / "out" / TABLE).read_text("utf-8")
     assert "partitions of 2 behaviors" in table
-    assert "user id off" in table
+    assert "user id no field" in table
     assert (tmp_path / "out" / PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
@@ -234,7 +234,7 @@ def test_an_ablation_goes_on_with_what_is_missing_and_never_with_that_of_another
     assert list(second) == ["baseline", "liber"]
     with pytest.raises(ArtifactError, match="exists. Go on with --resume"):
         run(tmp_path, "baseline")
-    with pytest.raises(ArtifactError, match=r"is of another fit: seeds was \[0, 1\] and is \[0\] now"):
+    with pytest.raises(ArtifactError, match=r"seeds was \[0, 1\] and is \[0\] now\. Name another folder with --out\.$"):
         run(tmp_path, "baseline", resume=True, seeds=(0,))
     (tmp_path / FILE).write_text("[]", "utf-8")
     with pytest.raises(ArtifactError, match="is no ablation"):

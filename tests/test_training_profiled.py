@@ -24,7 +24,7 @@ from training.data import Samples, load_samples
 from training.fit import fit, prepare
 from training.options import FitOptions
 from training.profiled import judged_samples, judged_time, profiled_repo, user_folds
-from training.profiled_command import facts, markdown
+from training.profiled_command import facts, feature_sets, markdown
 from training.profiled_fits import judge
 
 JUDGED_AT = 2_000_000
@@ -155,10 +155,16 @@ def test_profiles_are_seen_by_the_judged_samples_alone(tmp_path: Path) -> None:
 
 def test_every_feature_set_judges_every_rating_and_the_table_says_what_was_gained(tmp_path: Path) -> None:
     repo, profiled = small_repo(tmp_path, users=22)
-    liber = judged_samples(repo, profiled=profiled, features="liber")
+    sets = feature_sets(judged_samples(repo, profiled=profiled, features="liber+evidence"))
+    liber = sets["liber"]
+    for name, own in sets.items():
+        alone = judged_samples(repo, profiled=profiled, features=name)
+        assert (own.features, own.fingerprint) == (name, alone.fingerprint)
+        assert own.item_width == alone.item_width > 0
+        assert (own.vectors is None, own.evidence is None) == (alone.vectors is None, alone.evidence is None)
     folds = user_folds(liber, judged_at=judged_time(profiled), folds=2)
     options = FitOptions(epochs=1)
-    found = judge({"baseline": replace(liber, vectors=None), "liber": liber}, folds=folds, options=options, seeds=2)
+    found = judge(sets, folds=folds, options=options, seeds=2)
     judged = np.flatnonzero(liber.times == judged_time(profiled))
     assert found.labels_J.tolist() == liber.labels[judged].tolist()
     alone = fit(prepare(liber, options=options, split=folds[1]), options=replace(options, seed=1))
@@ -172,7 +178,7 @@ def test_every_feature_set_judges_every_rating_and_the_table_says_what_was_gaine
     assert one["auc_gain"] == pytest.approx(gain)
     assert 0 < one["user_p_value"] <= 1
     table = markdown(figures).splitlines()
-    assert [line.split(" | ")[0] for line in table[-2:]] == ["| baseline", "| liber"]
+    assert [line.split(" | ")[0] for line in table[-4:]] == [f"| {name}" for name in sets]
 
 
 def test_files_that_are_not_the_original_ones_are_one_line(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from training.options import FitOptions
 from training.run import FitBar
 from training.variant_repo import repo_with_partitions
 
+ANOTHER_FOLDER = "Name another folder with --out."
 FORMAT_VERSION = 1
 FILE = "ablation.json"
 SIZES = (5, 10, 20, 50)
@@ -247,8 +248,8 @@ def _read(path: Path, *, identity: Mapping[str, Any]) -> dict[str, Figures]:
             for name, figures in document["variants"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is no ablation: {one_line(error)}. Name another folder with --out.") from error
-    check_identity(owner, wanted=identity, owner=f"ablation {path}")
+        raise ArtifactError(f"{path} is no ablation: {one_line(error)}. {ANOTHER_FOLDER}") from error
+    check_identity(owner, wanted=identity, owner=f"ablation {path}", remedy=ANOTHER_FOLDER)
     return found
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from liber_feast.errors import MissingExtra
 from training.ablate import BASELINE, VARIANTS, Ablation, Figures, partition_size, rows_of
+from training.id_dropout import user_id_told
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,9 +26,10 @@ def markdown(ablation: Ablation, *, found: Mapping[str, Figures]) -> str:
     """Return the table, with what all fits had in common above it."""
     options = ablation.options
     backbone = options.backbone.rpartition(":")[2]
+    told = user_id_told(is_field=options.user_id, dropout=options.id_dropout)
     seeds = ", ".join(map(str, ablation.seeds))
     lines = [
-        f"{backbone}, user id {'on' if options.user_id else 'off'}, last {options.sequence_length} behaviors, seeds"
+        f"{backbone}, user id {told}, last {options.sequence_length} behaviors, seeds"
         f" {seeds}; means over the seeds on the last tenth by time. Calls are those of the interest backend.",
         "",
         "| variant | AUC | over baseline | log loss | validation AUC | calls a user | texts |",

@@ -65,8 +65,10 @@ def fit_identity(prepared: object, *, options: FitOptions, device: torch.device)
     return {**options.to_json(), "device": device.type, "inputs": digest.hexdigest()[:16]}
 
 
-def check_identity(found: Mapping[str, Any], *, wanted: Mapping[str, Any], owner: str) -> None:
-    """Check that what `owner` holds is of the fit that `wanted` identifies.
+def check_identity(
+    found: Mapping[str, Any], *, wanted: Mapping[str, Any], owner: str, remedy: str = START_ANEW
+) -> None:
+    """Check that what `owner` holds is of the fit that `wanted` identifies; `remedy` says what to do where it is not.
 
     Raises:
         ArtifactError: it is of another one; the message names the first difference.
@@ -74,7 +76,7 @@ def check_identity(found: Mapping[str, Any], *, wanted: Mapping[str, Any], owner
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ArtifactError(
-                f"{owner} is of another fit: {name} was {found.get(name)!r} and is {value!r} now. {START_ANEW}"
+                f"{owner} is of another fit: {name} was {found.get(name)!r} and is {value!r} now. {remedy}"
             )
 
 

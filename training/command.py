@@ -109,6 +109,13 @@ Match = Annotated[
         help="What is learned of the memory's match: nothing (mean) can be served.", show_default=default("match")
     ),
 ]
+UserId = Annotated[bool | None, typer.Option("--user-id", help="Make the user id a field; it helps known users alone.")]
+IdDropout = Annotated[
+    float | None,
+    typer.Option(
+        help="With --user-id, hide the ids of this share of the samples of a step.", show_default=default("id_dropout")
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
 
@@ -135,6 +142,8 @@ def fit_command(
         float | None, typer.Option(help="Adam's learning rate.", min=0, show_default=default("learning_rate"))
     ] = None,
     sequence_length: SequenceLength = None,
+    user_id: UserId = None,
+    id_dropout: IdDropout = None,
     match: Match = None,
     device: Device = None,
     precision: Precision = None,
@@ -156,6 +165,8 @@ def fit_command(
         batch_size=batch_size,
         learning_rate=learning_rate,
         sequence_length=sequence_length,
+        user_id=user_id,
+        id_dropout=id_dropout,
         match=match,
         device=device,
         precision=precision,

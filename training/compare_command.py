@@ -3,7 +3,6 @@
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -14,7 +13,20 @@ from rich.console import Console
 from liber_feast.artifact import find_class
 from liber_feast.errors import ConfigError
 from training.backbones import BACKBONES, backbone_reference
-from training.command import Config, Device, Epochs, Match, Overwrite, Precision, Repo, choose, cli, default
+from training.command import (
+    Config,
+    Device,
+    Epochs,
+    IdDropout,
+    Match,
+    Overwrite,
+    Precision,
+    Repo,
+    UserId,
+    choose,
+    cli,
+    default,
+)
 from training.compare import clear, compare, data_name
 from training.comparison import BASE, SEVEN, VARIANTS, Comparison
 from training.comparison_report import markdown, write_report
@@ -55,9 +67,8 @@ def compare_command(
     ),
     processes: Annotated[int, typer.Option(help="Fits at a time, each in a process of its own.", min=1)] = 1,
     config: Config = None,
-    user_id: Annotated[
-        bool, typer.Option("--user-id", help="Make the user id a field; it helps known users alone.")
-    ] = (False),
+    user_id: UserId = None,
+    id_dropout: IdDropout = None,
     sequence_length: Annotated[
         int | None, typer.Option(help="Recent behaviors that are seen.", min=1, show_default=default("sequence_length"))
     ] = None,
@@ -83,6 +94,8 @@ def compare_command(
         precision=precision,
         sequence_length=sequence_length,
         match=match,
+        user_id=user_id,
+        id_dropout=id_dropout,
     )
     names = list(dict.fromkeys(split(backbones) or SEVEN))
     given = [feature(name) for name in split(features) or VARIANTS if name != BASE]
@@ -94,7 +107,7 @@ def compare_command(
         features=[BASE, *dict.fromkeys(given)],
         seeds=seeds,
         folds=folds,
-        options=replace(chosen.options, user_id=chosen.options.user_id or user_id),
+        options=chosen.options,
         configs=configs,
     )
     if overwrite:

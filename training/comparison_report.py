@@ -9,6 +9,7 @@ import numpy as np
 
 from liber_feast.errors import MissingExtra
 from liber_feast.tensor_file import write_atomically
+from training.id_dropout import user_id_told
 from training.protocol import FINAL, HISTORY_GROUPS, TENTHS
 
 try:
@@ -32,9 +33,10 @@ def held(document: Mapping[str, Any]) -> str:
     """Return what all fits of a table had in common."""
     facts = document["held"]
     match = "compared with the candidate" if facts["window_match"] else "not compared with the candidate"
+    told = user_id_told(is_field=facts["user_id"], dropout=facts["id_dropout"])
     longer = "".join(f" ({name}: the last {length})" for name, length in facts["longer_histories"].items())
     return (
-        f"{facts['data']}, {facts['samples']:,} samples; user id {'a field' if facts['user_id'] else 'no field'}; last"
+        f"{facts['data']}, {facts['samples']:,} samples; user id {told}; last"
         f" {facts['sequence_length']} behaviors{longer}, {match}; backbones without a sequence see them as:"
         f" {facts['history']}; a like is a rating above {facts['like_above']:g}; {facts['seeds']} seeds, paired"
     )

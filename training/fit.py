@@ -21,6 +21,7 @@ from training.checkpoint import Checkpoints, fit_identity, read_checkpoint, writ
 from training.data import Samples
 from training.fit_inputs import InputOptions, fit_inputs
 from training.fit_match import with_count_scale, with_match_scales
+from training.id_dropout import hide_ids
 from training.metrics import Quality, quality
 from training.options import FitOptions, Precision
 from training.split import Split, check_classes, split_by_time
@@ -185,7 +186,14 @@ def train(state: FitState, *, samples: SampleBatches, prepared: Prepared, option
     for rows in batches(part.train, options=options, start=state.step):
         if state.best.waited >= options.patience:
             return
-        loss = take_step(state.model, optimizer=state.optimizer, samples=samples, rows=rows, bfloat16=bfloat16)
+        loss = take_step(
+            state.model,
+            optimizer=state.optimizer,
+            samples=samples,
+            rows=rows,
+            bfloat16=bfloat16,
+            hidden_ids=options.id_dropout if options.user_id else 0.0,
+        )
         state.stepped(loss)
         seen = None
         if (state.step - 1) % per_epoch + 1 in looks:
@@ -292,15 +300,19 @@ def take_step(
     samples: SampleBatches,
     rows: npt.NDArray[np.int64],
     bfloat16: bool = False,
+    hidden_ids: float = 0.0,
 ) -> Tensor:
     """Take one step on `rows`, with `bfloat16` under autocast, and return its loss, detached.
 
-    What the backbone adds to the loss is in it.
+    What the backbone adds to the loss is in it. Of a share `hidden_ids` of the samples the user id is hidden.
     """
     model.train()
+    batch = samples.batch(rows)
+    if hidden_ids:
+        batch = hide_ids(batch, share=hidden_ids)
     with torch.autocast(samples.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         labels = samples.labels(rows)
-        logits, added = forward_with_loss(model, samples.batch(rows), labels_B=labels)
+        logits, added = forward_with_loss(model, batch, labels_B=labels)
     loss = F.binary_cross_entropy_with_logits(logits.float(), labels) + added
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch

@@ -41,6 +41,9 @@ class FitOptions:
     sequence_length: int = HISTORY_LENGTH
     """Recent behaviors that the backbone sees; those that search a long history want `history_length`."""
     user_id: bool = False
+    """Whether the user id is a field. It learns each user's bias and is noise for every new user."""
+    id_dropout: float = 0.0
+    """With the user id, the share of a step's samples whose id is hidden: at .9 it does least harm to others."""
     match: Match = "mean"
     """How the partitions of the memory count in its match with the candidate. All but `mean` are learned, for
     experiments: they cannot be served."""
@@ -64,6 +67,8 @@ class FitOptions:
         for name in ("learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"option {name!r} is {getattr(self, name)}; it must be 0 or more, and finite.")
+        if not 0 <= self.id_dropout < 1:
+            raise ConfigError(f"option 'id_dropout' is {self.id_dropout}; it must be 0 or more, and below 1.")
 
     def to_json(self) -> dict[str, Any]:
         """Return every option as JSON values."""

@@ -42,21 +42,32 @@ def profiles_command(
     as_json: Json = False,
 ) -> None:
     """Judge profiles that an LLM wrote of MovieLens 100K's u1.base on u1.test, over folds of its users."""
-    options = choose(None, backbone=backbone, features="liber", epochs=epochs, device=device, batch_size=batch_size)
+    options = choose(
+        None, backbone=backbone, features="liber+evidence", epochs=epochs, device=device, batch_size=batch_size
+    )
     if out.exists():
         raise ArtifactError(f"{out} exists. Name another folder with --out, or remove it.")
     console = Console(stderr=True)
     profiled = read_profiled(data, profiles, now=datetime.now(UTC))
     profiled_repo(repo, profiled=profiled, folder=out / "feature_repo")
-    liber = judged_samples(out / "feature_repo", profiled=profiled, features="liber")
-    samples: dict[Features, Samples] = {"baseline": replace(liber, vectors=None), "liber": liber}
-    parts = user_folds(liber, judged_at=judged_time(profiled), folds=folds)
+    samples = feature_sets(judged_samples(out / "feature_repo", profiled=profiled, features="liber+evidence"))
+    parts = user_folds(samples["baseline"], judged_at=judged_time(profiled), folds=folds)
     with FitBar(console) as bar, bar.counting("fitting", len(samples) * folds * seeds) as step:
         found = judge(samples, folds=parts, options=options.options, seeds=seeds, on_fit=lambda: step(1))
     figures = facts(found, backbone=options.options.backbone, folds=folds, seeds=seeds)
     write_atomically(out / FIGURES, (json.dumps(figures, indent=2) + "\n").encode())
     write_atomically(out / TABLE, markdown(figures).encode())
     typer.echo(json.dumps(figures) if as_json else markdown(figures))
+
+
+def feature_sets(samples: "Samples") -> dict["Features", "Samples"]:
+    """Return the samples with each feature set, of samples with all features."""
+    return {
+        "baseline": replace(samples, vectors=None, evidence=None),
+        "liber": replace(samples, evidence=None),
+        "evidence": replace(samples, vectors=None),
+        "liber+evidence": samples,
+    }
 
 
 def facts(found: Judged, *, backbone: str, folds: int, seeds: int) -> dict[str, Any]:
