@@ -29,7 +29,8 @@ from liber_feast.repo import fits_prompt, open_applied_store, repo_status
 
 SERVER_START_S, SERVER_STOP_S, SCORE_S = 120, 10, 30
 SCORED_COUNT = 10
-FITS = ("baseline", "liber")
+SERVED = "liber+evidence"
+FITS = ("baseline", SERVED)
 
 
 class StepFailed(LiberError):
@@ -91,8 +92,9 @@ def run_quickstart(
     steps.run("apply", [feast, "apply"], cwd=repo, is_json=False)
     steps.run("materialize", [feast, "materialize", window["start"], window["end"]], cwd=repo, is_json=False)
     fits = {features: _fit(steps, features, repo=repo, runs=runs) for features in FITS}
-    steps.run("fuse", [*_liber(), "fuse", str(runs / "din-liber"), "--repo", str(repo), "--json"])
-    scored = _serve_and_score(steps, repo=repo, model=runs / "din-liber")
+    served = runs / f"din-{SERVED}"
+    steps.run("fuse", [*_liber(), "fuse", str(served), "--repo", str(repo), "--json"])
+    scored = _serve_and_score(steps, repo=repo, model=served)
     facts = _facts(steps, repo=repo, runs=runs, fits=fits, scored=scored)
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")

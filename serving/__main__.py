@@ -25,7 +25,7 @@ cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def serve(
     *,
     repo: Annotated[Path, typer.Option(help="The feature repo.")] = Path("feature_repo"),
-    model: Annotated[Path, typer.Option(help="The run folder that training wrote.")] = Path("runs/din-liber"),
+    model: Annotated[Path, typer.Option(help="The run folder that training wrote.")] = Path("runs/din-liber+evidence"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65_535)] = 8080,
     workers: Annotated[int, typer.Option(help="Processes; each loads the run.", min=1)] = 1,
