@@ -14,8 +14,11 @@ from tests.feature_repo_kit import materialized_repo
 from tests.test_training_fit import OPTIONS, samples
 from tests.training_parts import sample_table, without_vectors
 from training.backbones.behaviors import DISTINCT, PLACES
+from training.backbones.embedding import InputEmbedding
+from training.backbones.fusing import WINDOWS
 from training.data import TRAINING_SERVICE, Features, load_samples
 from training.fit import Prepared, prepare
+from training.id_dropout import hide_ids
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -60,6 +63,39 @@ def test_items_that_a_batch_holds_several_times_are_in_it_once_too(features: Fea
     encoded = torch.cat([codes.float(), values.flatten(1)], dim=1).tolist()
     assert len(encoded) == len({tuple(row) for row in encoded})
     assert set(range(len(encoded))) == set(batch[PLACES].flatten().tolist())
+
+
+@given(numbers=st.lists(st.integers(0, 999), max_size=40))
+def test_a_training_step_gathers_the_partition_vectors_only_when_they_are_asked_for(numbers: list[int]) -> None:
+    rows = np.array(numbers, np.int64)
+    batch, expected = LOADED["liber"].step_batch(rows), LOADED["liber"].batch(rows)
+    assert expected.keys() - batch.keys() == {"vectors", "sealed"}
+    assert all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
+    assert batch.keys() - expected.keys() == set(WINDOWS)
+    hidden = hide_ids(LOADED["liber"].step_batch(rows), share=0.5)
+    assert torch.equal(hidden["vectors"], expected["vectors"]), "nor are they lost with the ids"
+
+
+def test_the_batch_of_a_step_fuses_the_same_whichever_way_it_tells_of_partitions() -> None:
+    torch.manual_seed(0)
+    inputs = InputEmbedding(PREPARED["liber"].spec.shape, width=4)
+    windows, whole = LOADED["liber"].step_batch(np.arange(300)), LOADED["liber"].batch(np.arange(300))
+    found, of_vectors = inputs.fused(windows), inputs.fused(whole)
+    assert "vectors" not in windows
+    assert inputs.fusion is not None
+    expected = inputs.fusion(whole["vectors"], whole["sealed"])
+    assert expected.any()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(of_vectors, expected, rtol=1e-4, atol=1e-6)
+    doubled = windows | {"vectors": whole["vectors"] * 2, "sealed": whole["sealed"]}
+    torch.testing.assert_close(inputs.fused(doubled), inputs.fusion(whole["vectors"] * 2, whole["sealed"]))
+
+
+def test_a_batch_without_partitions_has_no_other_form_in_a_step() -> None:
+    batch = LOADED["baseline"].step_batch(np.arange(5))
+    assert batch.keys() == LOADED["baseline"].batch(np.arange(5)).keys()
+    with pytest.raises(KeyError, match="fused"):
+        LOADED["liber"].step_batch(np.arange(5))["fused"]
 
 
 @needs_gpu

@@ -6,6 +6,8 @@ the vectors of their partitions, the fields of an item) lies on the device once 
 Shape suffixes: B samples of the batch, Q samples in all, N recent behaviors, T code slots, V numbers.
 """
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,7 +16,25 @@ from torch import Tensor
 from liber_feast.fields import Floats, Ints
 from liber_feast.inputs import EncodedItems, EncodedUsers, InputSpec
 from training.backbones.behaviors import DISTINCT, PLACES
+from training.backbones.fusing import WINDOWS
 from training.windows import load_table, load_windows, window_index
+
+
+class StepBatch(dict[str, Tensor]):
+    """The batch of a training step on a CPU, which says where its partition vectors lie (`WINDOWS`).
+
+    `vectors` and `sealed` are made when a backbone asks for one of them: our fusion does without.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, gather: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        super().__init__(tensors)
+        self._gather = gather
+
+    def __missing__(self, name: str) -> Tensor:
+        if name not in ("vectors", "sealed"):
+            raise KeyError(name)
+        self["vectors"], self["sealed"] = self._gather()
+        return self[name]
 
 
 class SampleBatches:
@@ -70,20 +90,43 @@ class SampleBatches:
 
     def batch(self, samples_B: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the tensors of a backbone's batch, as `liber_feast.inputs` lists them."""
-        chosen_B = torch.from_numpy(samples_B).to(self.device, non_blocking=True)
+        chosen_B = self._chosen(samples_B)
+        tensors = self._plain(samples_B, chosen_B)
+        if self._vectors is not None:
+            tensors["vectors"], tensors["sealed"] = self._gathered(samples_B, chosen_B)
+        return tensors
+
+    def step_batch(self, samples_B: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return the batch of a training step: on a CPU with `WINDOWS` for `vectors` and `sealed`."""
+        if self._vectors is None or self.device.type != "cpu":
+            return self.batch(samples_B)
+        chosen_B, memory = self._chosen(samples_B), self._vectors
+        windows = (memory.table.rows, memory.starts_Q[chosen_B], memory.lengths_Q[chosen_B])
+        return StepBatch(
+            self._plain(samples_B, chosen_B) | dict(zip(WINDOWS, windows, strict=True)),
+            gather=lambda: self._gathered(samples_B, chosen_B),
+        )
+
+    def labels(self, samples_B: npt.NDArray[np.int64]) -> Tensor:
+        """Return (B,) float32, 1 where the sample is a like."""
+        return self._labels.index_select(0, self._chosen(samples_B))
+
+    def _chosen(self, samples_B: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(samples_B).to(self.device, non_blocking=True)
+
+    def _plain(self, samples_B: npt.NDArray[np.int64], chosen_B: Tensor) -> dict[str, Tensor]:
+        """Return all tensors but the partition vectors."""
         tensors = {name: values.index_select(0, chosen_B) for name, values in self._fields.items()}
         tensors |= self._recent(chosen_B)
-        if self._vectors is not None and self._partition_counts is not None:
-            width = max(int(self._partition_counts[samples_B].max(initial=0)), 1)
-            tensors["vectors"], tensors["sealed"] = self._vectors.gather(chosen_B, width=width)
         if self._partitions is not None:
             width = max(int(self._evidence_counts[samples_B].max(initial=0)), 1)
             tensors["partitions"], tensors["partition_there"] = self._partitions.gather(chosen_B, width=width)
         return tensors
 
-    def labels(self, samples_B: npt.NDArray[np.int64]) -> Tensor:
-        """Return (B,) float32, 1 where the sample is a like."""
-        return self._labels.index_select(0, torch.from_numpy(samples_B).to(self.device, non_blocking=True))
+    def _gathered(self, samples_B: npt.NDArray[np.int64], chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._vectors is not None and self._partition_counts is not None, "samples without LIBER have no vectors"
+        width = max(int(self._partition_counts[samples_B].max(initial=0)), 1)
+        return self._vectors.gather(chosen_B, width=width)
 
     def _recent(self, chosen_B: Tensor) -> dict[str, Tensor]:
         history = self._history

@@ -307,7 +307,7 @@ def take_step(
     What the backbone adds to the loss is in it. Of a share `hidden_ids` of the samples the user id is hidden.
     """
     model.train()
-    batch = samples.batch(rows)
+    batch = samples.step_batch(rows)
     if hidden_ids:
         batch = hide_ids(batch, share=hidden_ids)
     with torch.autocast(samples.device.type, dtype=torch.bfloat16, enabled=bfloat16):

@@ -4,6 +4,8 @@ An id that a fit sees whenever it sees the user learns the user's bias, and the 
 id; then it lacks for everybody else. Hidden often enough, it adds to what the backbone says without it.
 """
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,9 @@ def hide_ids(batch: dict[str, Tensor], *, share: float) -> dict[str, Tensor]:
     """Return a batch, whose user id is a field, with the ids of a `share` of its samples unknown, by torch's seed."""
     codes = batch["user_codes"].clone()
     codes[torch.rand(len(codes), device=codes.device) < share, ID_SLOT] = UNKNOWN
-    return {**batch, "user_codes": codes}
+    hidden = copy(batch)  # of its own class: that of a step makes some tensors when they are asked for
+    hidden["user_codes"] = codes
+    return hidden
 
 
 def user_id_told(*, is_field: bool, dropout: float) -> str:

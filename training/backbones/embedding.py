@@ -23,7 +23,7 @@ from training.backbones.behaviors import (
     feedback,
 )
 from training.backbones.fields import INITIAL_DEVIATION, FieldEmbedding
-from training.backbones.fusing import fuse
+from training.backbones.fusing import WINDOWS, fuse, fuse_windows
 from training.backbones.kar import KnowledgeAdaptor
 from training.backbones.match import MatchHead
 
@@ -52,8 +52,8 @@ class InputEmbedding(nn.Module):
     """Embed a batch of `liber_feast.inputs`; behaviors and candidates share the item embeddings.
 
     With LIBER (`shape.memory_width` > 0) the batch holds `vectors` and `sealed`, which the fusion turns into one
-    vector, or `fused`, the same vector computed before; both give the same fields. With KAR they are the one text of
-    each user, and its adaptor takes the place of the fusion.
+    vector, or `fused`, the same vector computed before, or says where the vectors lie (`WINDOWS`); all give the same
+    fields. With KAR they are the one text of each user, and its adaptor takes the place of the fusion.
 
     A backbone that attends to behaviors calls the module; one of fields alone says `history` and calls `fields`.
     """
@@ -131,6 +131,8 @@ class InputEmbedding(nn.Module):
         if "fused" in batch:
             return batch["fused"]
         assert self.fusion is not None, "a batch without LIBER has no fused vector"
+        if isinstance(self.fusion, AttentionFusion) and "vectors" not in batch and WINDOWS[0] in batch:
+            return fuse_windows(self.fusion, *(batch[name] for name in WINDOWS))
         vectors_BPD, sealed_BP = batch["vectors"], batch["sealed"]
         # On a GPU the padding is cheaper than waiting for the lengths.
         if vectors_BPD.is_cuda or vectors_BPD.requires_grad or not isinstance(self.fusion, AttentionFusion):
