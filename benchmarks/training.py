@@ -1,19 +1,24 @@
-"""How fast a training epoch is beside fuxictr's, and what LIBER's fusion adds to a step.
+"""How fast a training epoch is beside public implementations, and what LIBER's fusion adds to a step.
 
 `python -m benchmarks.training [--data synthetic|FOLDER] [--backbones din,dien] [--runs N]`. The samples are those of a
 data set (24,000 synthetic behaviors by default), with the fields, histories of 20 and training part that a fit has;
 embeddings of 32, MLP [200, 80], dropout .3, batches of 512, Adam, one thread.
 
 `speedup` is the time of an epoch of the peer of the same name over that of ours, the medians of epochs that alternate,
-each after one to warm up. An epoch is what a fit of either makes of it: its batches from its own loader (fuxictr's in
-the same process), forward, backward, step. `benchmarks._training_peers` says what the peers are. DIEN's states are as
-wide as a behavior, as the peer's are; our epoch has the auxiliary loss, which the peer does not know.
+each after one to warm up. An epoch is what a fit of either makes of it: its batches from its own loader (in the same
+process), forward, backward, step. The peers of DIN and DIEN are fuxictr's. Its plain models are not in its package, so
+deepctr-torch's are the peers of DCN, DeepFM, xDeepFM, AutoInt and FiBiNET (`benchmarks._training_deepctr`). Against
+models put together from the layers of fuxictr's package, as its repository does it (`benchmarks._training_peers`),
+their figure is `speedup_over_fuxictr_layers`: ours again, beside those. Ours has the sizes of what it is beside: DIEN's
+states are as wide as a behavior, and our epoch has the auxiliary loss, which the peer does not know; AutoInt's heads
+have 16 numbers each beside deepctr-torch's, which parts the embedding among them, 32 beside fuxictr's.
 
 `fusion_overhead` is what a step takes longer with the fused vector than without, on the same samples; a user has a
 partition for every 20 behaviors, of random vectors. Steps alternate; on a CPU it is their CPU time.
 
-On CUDA the same follows as `gpu_speedup` and `gpu_fusion_overhead`, and for DIN at batch 16,384 the share of an epoch
-that the GPU is busy (`gpu_utilization`) and the time of a step over that with `torch.compile` (`gpu_compile_speedup`).
+On CUDA the same follows as `gpu_speedup`, `gpu_speedup_over_fuxictr_layers` and `gpu_fusion_overhead`, and for DIN at
+batch 16,384 the share of an epoch that the GPU is busy (`gpu_utilization`) and the time of a step over that with
+`torch.compile` (`gpu_compile_speedup`).
 Without CUDA these are null.
 """
 
@@ -24,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import cycle, islice
@@ -36,7 +41,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from benchmarks._training_peers import SEQUENTIAL, WIDTH, make_peer
+from benchmarks._training_deepctr import make_deepctr_peer
+from benchmarks._training_peers import BATCH_SIZE, DROPOUT, HIDDEN, SEQUENTIAL, WIDTH, make_peer
 from benchmarks._training_samples import benchmark_samples
 from liber_feast.artifact import build_backbone
 from training.allocator import keep_freed_memory
@@ -47,6 +53,7 @@ from training.options import FitOptions
 
 SEVEN = ("dcn", "deepfm", "xdeepfm", "autoint", "fibinet", "din", "dien")
 FUSED = ("din", "dien")
+FUXICTR, FUXICTR_LAYERS, DEEPCTR = "fuxictr 2.3.10", "layers of fuxictr 2.3.10", "deepctr-torch 0.3.0"
 USERS = 200
 STEPS = 40
 """Steps with and without fusion in each run."""
@@ -75,13 +82,13 @@ class Ours:
             take_step(self.model, optimizer=self.optimizer, samples=self.samples, rows=rows)
 
 
-def main(*, data: str, backbones: Sequence[str], runs: int) -> None:
+def main(*, data: str, backbones: Sequence[str], runs: int, users: int = USERS, step_count: int = STEPS) -> None:
     """Measure and print one JSON object."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    users = USERS if data == "synthetic" else None
+    count = users if data == "synthetic" else None
     base, with_memory = (
-        prepare(benchmark_samples(data, users=users, with_memory=memory), options=FitOptions())
+        prepare(benchmark_samples(data, users=count, with_memory=memory), options=FitOptions())
         for memory in (False, True)
     )
     cpu = torch.device("cpu")
@@ -89,32 +96,52 @@ def main(*, data: str, backbones: Sequence[str], runs: int) -> None:
         "train_samples": len(base.split.train),
         "runs": runs,
         **_compared(base, backbones, runs=runs, device=cpu),
-        "fusion_overhead": _fusion_overheads(base, with_memory, backbones, runs=runs, device=cpu),
+        "fusion_overhead": _fusion_overheads(base, with_memory, backbones, step_count=runs * step_count, device=cpu),
         **_gpu_figures(base, with_memory, backbones, runs=runs),
     }
     print(json.dumps(figures))
 
 
 def _compared(prepared: Prepared, backbones: Sequence[str], *, runs: int, device: torch.device) -> dict[str, Any]:
-    """Return the speedup of each backbone, and samples a second of ours and of the peer."""
-    speedup, rates = {}, {}
+    """Return the speedups of each backbone, and samples a second of ours and of what it is beside."""
+    asked = {
+        "speedup": {name: FUXICTR if name in SEQUENTIAL else DEEPCTR for name in backbones},
+        "speedup_over_fuxictr_layers": {name: FUXICTR_LAYERS for name in backbones if name not in SEQUENTIAL},
+    }
+    rates: dict[str, list[dict[str, Any]]] = {name: [] for name in backbones}
+    figures: dict[str, dict[str, float]] = {figure: {} for figure in asked}
     for name in backbones:
-        with tempfile.TemporaryDirectory() as folder:
-            peer = make_peer(name, prepared, folder=Path(folder), gpu=0 if device.type == "cuda" else -1)
-            ours = _ours(name, prepared, device=device)
-            seconds = _alternating((ours.train_epoch, peer.train_epoch), runs=runs, device=device)
-        own, theirs = (statistics.median(times) for times in seconds)
-        speedup[name] = round(theirs / own, 3)
-        count = len(prepared.split.train)
-        rates[name] = {"ours": round(count / own), "peer": round(count / theirs)}
-        print(f"{device.type} {name}: {rates[name]} samples/s, speedup {speedup[name]}", file=sys.stderr, flush=True)
-    return {"speedup": speedup, "samples_per_s": rates, "peers": {name: _peer_name(name) for name in backbones}}
+        for figure, peers in asked.items():
+            if name in peers:
+                rate = _rates(name, prepared, kind=peers[name], runs=runs, device=device)
+                figures[figure][name] = round(rate["ours"] / rate["peer"], 3)
+                rates[name].append({"beside": peers[name], **{side: round(count) for side, count in rate.items()}})
+                print(f"{device.type} {name}: {figure} {figures[figure][name]}", file=sys.stderr, flush=True)
+    return {**figures, "samples_per_s": rates}
 
 
-def _peer_name(name: str) -> str:
-    if name in SEQUENTIAL:
-        return f"fuxictr 2.3.10, model_zoo.LongCTR.{SEQUENTIAL[name]}"
-    return "fuxictr 2.3.10, its repository's model of its package's layers"
+def _rates(name: str, prepared: Prepared, *, kind: str, runs: int, device: torch.device) -> dict[str, float]:
+    """Return samples a second of our epochs and of those of a peer, which alternate."""
+    gpu = 0 if device.type == "cuda" else -1
+    with tempfile.TemporaryDirectory() as folder:
+        peer = (
+            make_deepctr_peer(
+                name, prepared, width=WIDTH, hidden=HIDDEN, dropout=DROPOUT, batch_size=BATCH_SIZE, gpu=gpu
+            )
+            if kind == DEEPCTR
+            else make_peer(name, prepared, folder=Path(folder), gpu=gpu)
+        )
+        ours = _ours(name, prepared, device=device, config=_same_sizes(name, prepared, kind=kind))
+        own, theirs = _alternating((ours.train_epoch, peer.train_epoch), runs=runs, device=device)
+    count = len(prepared.split.train)
+    return {"ours": count / statistics.median(own), "peer": count / statistics.median(theirs)}
+
+
+def _same_sizes(name: str, prepared: Prepared, *, kind: str) -> dict[str, Any]:
+    """Return the config of ours that gives it the sizes of a peer, where the default does not."""
+    if name == "dien":
+        return {"hidden_width": WIDTH * (len(prepared.spec.item_fields) + 1)}
+    return {"head_width": WIDTH // 2} if name == "autoint" and kind == DEEPCTR else {}
 
 
 def _alternating(works: Sequence[Callable[[], None]], *, runs: int, device: torch.device) -> tuple[list[float], ...]:
@@ -130,9 +157,15 @@ def _alternating(works: Sequence[Callable[[], None]], *, runs: int, device: torc
     return seconds
 
 
-def _ours(name: str, prepared: Prepared, *, device: torch.device, batch_size: int = 512) -> Ours:
-    behavior_width = WIDTH * (len(prepared.spec.item_fields) + 1)
-    config = {"hidden_width": behavior_width} if name == "dien" else {}
+def _ours(
+    name: str,
+    prepared: Prepared,
+    *,
+    device: torch.device,
+    config: Mapping[str, Any] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Ours:
+    config = _same_sizes(name, prepared, kind=FUXICTR) if config is None else config
     options = FitOptions(backbone=BACKBONES[name], backbone_config=config, epochs=1, batch_size=batch_size)
     torch.manual_seed(0)
     model = build_backbone(options.backbone, shape=prepared.spec.shape, config=options.backbone_config).to(device)
@@ -146,7 +179,7 @@ def _ours(name: str, prepared: Prepared, *, device: torch.device, batch_size: in
 
 
 def _fusion_overheads(
-    base: Prepared, with_memory: Prepared, backbones: Sequence[str], *, runs: int, device: torch.device
+    base: Prepared, with_memory: Prepared, backbones: Sequence[str], *, step_count: int, device: torch.device
 ) -> dict[str, float]:
     """Return what the fused vector adds to a step of DIN and of DIEN, as a share of the step without."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
@@ -156,7 +189,7 @@ def _fusion_overheads(
             continue
         plain, fused = (_ours(name, prepared, device=device) for prepared in (base, with_memory))
         seconds: tuple[list[float], list[float]] = ([], [])
-        for number, rows in enumerate(islice(_endless(plain), runs * STEPS + WARM_UP)):
+        for number, rows in enumerate(islice(_endless(plain), step_count + WARM_UP)):
             for one, times in zip((plain, fused), seconds, strict=True):
                 start = clock()
                 one.step(rows)
@@ -174,16 +207,20 @@ def _endless(ours: Ours) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def _gpu_figures(base: Prepared, with_memory: Prepared, backbones: Sequence[str], *, runs: int) -> dict[str, Any]:
-    names = ("gpu", "gpu_speedup", "gpu_fusion_overhead", "gpu_utilization", "gpu_compile_speedup")
+    names = (
+        *("gpu", "gpu_speedup", "gpu_speedup_over_fuxictr_layers", "gpu_fusion_overhead"),
+        *("gpu_utilization", "gpu_compile_speedup"),
+    )
     if not torch.cuda.is_available():
         print(f"CUDA is not available: {', '.join(names)} are null.", file=sys.stderr, flush=True)
         return dict.fromkeys(names)
     device = torch.device("cuda")
-    compared = _compared(base, backbones, runs=runs, device=device)["speedup"]
-    overheads = _fusion_overheads(base, with_memory, backbones, runs=runs, device=device)
+    compared = _compared(base, backbones, runs=runs, device=device)
+    overheads = _fusion_overheads(base, with_memory, backbones, step_count=runs * STEPS, device=device)
     values = (
         torch.cuda.get_device_name(),
-        compared,
+        compared["speedup"],
+        compared["speedup_over_fuxictr_layers"],
         overheads,
         _utilization(base, device=device, runs=runs),
         _compile_speedup(base, device=device, runs=runs),
@@ -248,6 +285,7 @@ if __name__ == "__main__":
     parser.add_argument("--backbones", type=_asked_backbones, default=list(SEVEN))
     parser.add_argument("--runs", type=_asked_runs, default=3)
     asked = parser.parse_args()
-    if find_spec("fuxictr") is None:
-        sys.exit("fuxictr is not installed: pip install --no-deps --requirement requirements-peers.lock")
+    for package in ("fuxictr", "deepctr_torch"):
+        if find_spec(package) is None:
+            sys.exit(f"{package} is not installed: pip install --no-deps --requirement requirements-peers.lock")
     main(data=asked.data, backbones=asked.backbones, runs=asked.runs)
