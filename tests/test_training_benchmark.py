@@ -52,7 +52,7 @@ def assert_same_codes(side: str, fields: tuple[InputField, ...], codes: np.ndarr
 @pytest.mark.parametrize("name", MODELS)
 def test_a_peer_of_deepctr_has_the_fields_and_the_size_of_ours_and_learns(name: str) -> None:
     peer("deepctr_torch.models")
-    theirs = make_deepctr_peer(name, prepared(), width=8, hidden=[8, 4], dropout=0.3, batch_size=512)
+    theirs = make_deepctr_peer(name, prepared(), width=8, hidden=[8, 4], dropout=0.3, batch_size=4096)
     columns = flat_columns(prepared(), train=prepared().split.train)
     assert theirs.model.feature_index.keys() == columns.features.keys()
     assert theirs.inputs_QC.shape[1] == sum(
