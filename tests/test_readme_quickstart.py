@@ -49,9 +49,12 @@ def test_the_five_steps_run_as_they_stand_and_again(tmp_path: Path) -> None:
         script = script.replace("8080", str(probe.getsockname()[1]))
     before_serving, serving = script.split("python -m serving")
     served = f"trap 'kill $!' EXIT\npython -m serving{serving}"
-    twice = "python -m training fit --epochs 1 --backbone din --features liber+evidence --overwrite"  # the folder exists
+    twice = (
+        "python -m training fit --epochs 1 --backbone din --features liber+evidence --overwrite"  # the folder exists
+    )
+    script = f"{before_serving}\n{twice}\nliber fuse runs/din-liber+evidence\n{served}"
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"{before_serving}\n{twice}\nliber fuse runs/din-liber+evidence\n{served}"],
+        ["bash", "-euo", "pipefail", "-c", script],
         cwd=tmp_path,
         env=environment(tmp_path / "bin"),
         capture_output=True,

@@ -52,8 +52,6 @@ class FitOptions:
     precision: Precision = "auto"
     """Of the products of a training step: bfloat16 (autocast) or float32; auto is bfloat16 on a GPU. Weights are
     float32, and so is scoring."""
-    compile: bool = False
-    """Whether torch.compile makes the training step."""
     threads: int = 1
     """CPU threads of a step. With one, a seed gives the same figures on every number of cores; steps of 512 samples
     gain little from more, and on a busy machine they lose much."""
