@@ -62,6 +62,9 @@ class RunFacts:
     like_above: float
     data_fingerprint: str
     """Hash of the behaviors that the samples are."""
+    service_schema: Mapping[str, str] | None = None
+    """The type of each feature of the service that serving reads, by `view:feature`; None where training had none."""
+    service_schema_hash: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -172,7 +175,7 @@ def load_artifact(folder: Path) -> Artifact:
         )
     files = {name: _verified(folder, name, config=config) for name in (MODEL_TENSORS, INPUTS, INPUT_TENSORS)}
     try:
-        facts = RunFacts(**{name: config[name] for name in RunFacts.__dataclass_fields__})
+        facts = RunFacts(**{name: config[name] for name in RunFacts.__dataclass_fields__ if name in config})
         arrays = parse_arrays(files[INPUT_TENSORS])
         items = ItemTable(
             ids=(),

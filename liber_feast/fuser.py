@@ -67,6 +67,14 @@ class Fuser:
                 fused[rows] = (np.full((1, count), 1 / count) @ vectors_NPD)[:, 0]
         return fused
 
+    def shares(self, memory: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return how much each partition of one memory (P, width) contributes to its fused vector, (P,): sums to 1."""
+        ((_, vectors_NPD),) = self._stacks([memory])
+        if not self.weights:
+            return np.full(len(memory), 1 / len(memory))
+        found: NDArray[np.float64] = self._share(vectors_NPD)[0, 0]
+        return found
+
     def _stacks(self, memories: Sequence[NDArray[np.float32]]) -> Iterator[tuple[list[int], NDArray[np.float64]]]:
         """Yield memories of one length together, (N, P, D) and their rows; those without partitions are left out."""
         rows_of: dict[int, list[int]] = defaultdict(list)
@@ -86,13 +94,17 @@ class Fuser:
 
     def _attend(self, vectors_NPD: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (N, F): the mean over all queries of what they attend to, which is one weighted sum of the values."""
-        query_NPF, key_NPF, value_NPF = (self._project(vectors_NPD, name) for name in ("query", "key", "value"))
+        fused: NDArray[np.float64] = (self._share(vectors_NPD) @ self._project(vectors_NPD, "value"))[:, 0]
+        return fused
+
+    def _share(self, vectors_NPD: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (N, 1, P): the weights of that sum."""
+        query_NPF, key_NPF = (self._project(vectors_NPD, name) for name in ("query", "key"))
         scores_NPP = query_NPF @ key_NPF.transpose(0, 2, 1) / np.sqrt(self.fused_width)
         exponents_NPP = np.exp(scores_NPP - scores_NPP.max(axis=2, keepdims=True))
         attention_NPP = exponents_NPP / exponents_NPP.sum(axis=2, keepdims=True)
-        share_N1P = attention_NPP.mean(axis=1, keepdims=True)
-        fused: NDArray[np.float64] = (share_N1P @ value_NPF)[:, 0]
-        return fused
+        share_N1P: NDArray[np.float64] = attention_NPP.mean(axis=1, keepdims=True)
+        return share_N1P
 
     def _project(self, vectors_NPD: NDArray[np.float64], name: str) -> NDArray[np.float64]:
         weight_FD = self.weights[f"{name}.weight"].astype(np.float64, order="C")

@@ -126,19 +126,20 @@ class InputSpec:
         user: pa.Table,
         *,
         item_ids: Sequence[str],
+        user_rows: npt.NDArray[np.int64] | None = None,
         attributes: pa.Table | None = None,
         newer: Mapping[str, Floats] | None = None,
     ) -> Batch:
-        """Return the arrays of one user (one row) beside each of `item_ids`.
+        """Return the arrays of one user (one row), or of the users (row `user_rows[b]`), beside each of `item_ids`.
 
         Candidates come from the item table, as they were last. `attributes` are the online item attributes, one row
         per item id in the same order; they are used for items that the table does not know. Without them such an item
-        is all unknown. `newer` are the vectors of items of the window that the table does not know.
+        is all unknown. `newer` are the vectors of items of the windows that the table does not know.
 
         Raises: see `encode`; ConfigError also where `user` is not one row or `attributes` has other rows.
         """
         given = pa.table({ITEM: pa.array(list(item_ids), pa.string())}) if attributes is None else attributes
-        if user.num_rows != 1 or given.num_rows != len(item_ids):
+        if (user_rows is None and user.num_rows != 1) or given.num_rows != len(item_ids):
             raise ConfigError(
                 f"a request needs one user row and an attribute row for each of its {len(item_ids)} items;"
                 f" found {user.num_rows} and {given.num_rows}."
@@ -146,9 +147,8 @@ class InputSpec:
         if attributes is not None:
             given = given.drop_columns([ITEM]) if ITEM in given.column_names else given
             given = given.append_column(ITEM, pa.array(list(item_ids), pa.string()))
-        users, items = self.encode_users(user, newer=newer), self._known_items(given)
-        count = len(item_ids)
-        return self.batch(users, items=items, user_rows=np.zeros(count, np.int64), item_rows=np.arange(count))
+        users, items, every = self.encode_users(user, newer=newer), self._known_items(given), np.arange(len(item_ids))
+        return self.batch(users, items=items, user_rows=every * 0 if user_rows is None else user_rows, item_rows=every)
 
     def encode_items(self, rows: pa.Table, *, times: npt.NDArray[np.int64] | None = None) -> EncodedItems:
         """Return the candidates of `rows` from the item columns of each row itself.

@@ -15,8 +15,9 @@ from liber_feast.errors import LiberError
 from liber_feast.fast_start import leave_out_type_checks
 
 leave_out_type_checks()
-from serving.app import MODEL_VARIABLE, REPO_VARIABLE, create_app  # noqa: E402 (they import Feast)
-from serving.ranker import open_ranker, use_one_thread_per_forward  # noqa: E402
+from serving.limits import TOKEN_VARIABLE, Limits, open_token  # noqa: E402 (they import Feast)
+from serving.service import open_service  # noqa: E402
+from serving.worker import VARIABLE, WorkerSettings, build_app  # noqa: E402
 
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -29,22 +30,40 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65_535)] = 8080,
     workers: Annotated[int, typer.Option(help="Processes; each loads the run.", min=1)] = 1,
+    request_timeout_s: Annotated[float, typer.Option(help="Until a request is answered with 503.", min=0.01)] = 2.0,
+    store_timeout_s: Annotated[float, typer.Option(help="Until a request is scored without the store.", min=0.001)] = (
+        0.25
+    ),
+    waiting_questions: Annotated[int, typer.Option(help="Users in a process's queue; 429 beyond.", min=1)] = 512,
+    look_every_s: Annotated[
+        float, typer.Option(help="How often to look for other weights at --model.", min=0.05)
+    ] = 2.0,
+    body_bytes: Annotated[int, typer.Option(help="The longest body of a request.", min=1)] = 4 << 20,
 ) -> None:
-    """Serve a trained run: POST /v1/score, GET /healthz, GET /docs."""
-    ranker = open_ranker(repo, run=model)  # workers too start only if one process can
-    served = ranker.model
+    """Serve a trained run: POST /v1/score, POST /v1/score:batch, GET /v1/users/{id}/interests, GET /docs."""
+    token = open_token(host, environment=os.environ.get(TOKEN_VARIABLE))
+    limits = Limits(
+        body_bytes=body_bytes,
+        request_timeout_s=request_timeout_s,
+        store_timeout_s=store_timeout_s,
+        waiting_questions=waiting_questions,
+        look_every_s=look_every_s,
+    )
+    settings = WorkerSettings(repo=repo, run=model, limits=limits)
+    service = open_service(repo, run=model, limits=limits)  # workers too start only if one process can
+    served = service.model
     typer.echo(
         f"serving {served.run} ({served.backbone}, {served.feature_service}, fusion {served.fusion_version or 'none'})"
         f" on http://{host}:{port}",
         err=True,
     )
     if workers == 1:
-        use_one_thread_per_forward()
-        uvicorn.run(create_app(ranker), host=host, port=port, log_config=_log_config())
+        uvicorn.run(build_app(service, settings=settings, token=token), host=host, port=port, log_config=_log_config())
         return
-    os.environ[REPO_VARIABLE], os.environ[MODEL_VARIABLE] = str(repo.resolve()), str(model.resolve())
+    service.close()
+    os.environ[VARIABLE] = settings.to_json()
     uvicorn.run(
-        "serving.app:app_from_environment",
+        "serving.worker:app_from_environment",
         factory=True,
         host=host,
         port=port,

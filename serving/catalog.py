@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from liber_feast.errors import OnlineStoreAway
 from serving.online import OnlineRow
 
 Attributes = Mapping[str, Any]
@@ -43,18 +44,28 @@ class ItemCatalog:
         self._lock = threading.Lock()
 
     def attributes(self, item_ids: Sequence[str]) -> dict[str, Attributes | None]:
-        """Return the attributes of each distinct id, None of an item the store does not have; at most one read."""
+        """Return the attributes of each distinct id, None of an item the store does not have; at most one read.
+
+        While the store is away that is what was known last, and nothing of an item that was not read before.
+        """
         now = self._clock()
         distinct = list(dict.fromkeys(item_ids))
         with self._lock:
             found = {name: self._kept[name][1] for name in distinct if self._is_fresh(name, now=now)}
         absent = [name for name in distinct if name not in found]
         if absent:
-            rows = self._features.items(absent)
+            try:
+                rows = self._features.items(absent)
+            except OnlineStoreAway:
+                return found | self._known_last(absent)
             read = {name: row.values if row.views else None for name, row in zip(absent, rows, strict=True)}
             self._keep(read, until=now + self._time_to_live_s)
             found |= read
         return found
+
+    def _known_last(self, names: Sequence[str]) -> dict[str, Attributes | None]:
+        with self._lock:
+            return {name: self._kept[name][1] if name in self._kept else None for name in names}
 
     def _is_fresh(self, name: str, *, now: float) -> bool:
         if name not in self._kept or self._kept[name][0] <= now:

@@ -5,22 +5,30 @@ each candidate. The views of the service are therefore read by their key.
 """
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastError, FeastObjectNotFoundException
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+from google.protobuf.message import DecodeError
+from psycopg import Error as PostgresError
+from redis.exceptions import RedisError
 
 from liber_feast.behavior import ITEM, USER
-from liber_feast.errors import ArtifactError, ConfigError, StoreNotReady
-from liber_feast.offline_read import locate, open_snapshot
+from liber_feast.errors import ArtifactError, ConfigError, OnlineStoreAway, StoreNotReady, one_line
+from liber_feast.offline_read import Snapshot, locate, open_snapshot
 from liber_feast.repo import open_applied_store
+from liber_feast.service_schema import Schema, service_schema
 
 USER_PROFILE, BEHAVIOR_SEQUENCE, FUSED_VECTOR = "user_profile", "behavior_sequence", "fused_vector"
 FUSION_VERSION = "fusion_version"
+READ_ERRORS = (FeastError, OSError, sqlite3.Error, RedisError, PostgresError, DecodeError)
+"""What Feast and the clients of its online stores raise where a store cannot be read."""
 SAMPLED_ROW_COUNT = 64
 """Rows of the published fused vectors that are looked at for users to compare versions with."""
 
@@ -35,6 +43,41 @@ class OnlineRow:
     """The views that have a row of this key; empty where nobody has seen it."""
 
 
+class FeatureReader(Protocol):
+    """Reads one feature service; `OnlineFeatures` is one."""
+
+    @property
+    def service(self) -> str:
+        """The name of the feature service."""
+        ...
+
+    @property
+    def user_features(self) -> frozenset[str]:
+        """The names of all features that are kept by user."""
+        ...
+
+    @property
+    def item_features(self) -> frozenset[str]:
+        """The names of all features that are kept by item."""
+        ...
+
+    def users(self, user_ids: Sequence[str]) -> list[OnlineRow]:
+        """Return the features of users, in their order, with one read of the store; OnlineStoreAway if it is away."""
+        ...
+
+    def items(self, item_ids: Sequence[str]) -> list[OnlineRow]:
+        """Return the attributes of items, in their order, with one read of the store; OnlineStoreAway likewise."""
+        ...
+
+    def published_versions(self, view_name: str, feature: str) -> frozenset[str]:
+        """Return the values of a version feature found online for some rows of a view; empty where none is known."""
+        ...
+
+    def current_schema(self) -> Schema:
+        """Return the type of each feature of the service, by `view:feature`, as the registry has it now."""
+        ...
+
+
 class OnlineFeatures:
     """The views of one feature service, read by key; safe to use from several threads."""
 
@@ -44,9 +87,13 @@ class OnlineFeatures:
         Raises:
             ArtifactError: the store has no such feature service.
         """
-        self.service = service
-        self._store = store
+        self._service, self._store = service, store
         self._names = _names_by_key(store, service=service)
+
+    @property
+    def service(self) -> str:
+        """The name of the feature service."""
+        return self._service
 
     @property
     def user_features(self) -> frozenset[str]:
@@ -59,38 +106,97 @@ class OnlineFeatures:
         return frozenset(name for names in self._names[ITEM].values() for name in names)
 
     def users(self, user_ids: Sequence[str]) -> list[OnlineRow]:
-        """Return the features of users, in their order, with one read of the store."""
+        """Return the features of users, in their order, with one read of the store.
+
+        Raises:
+            OnlineStoreAway: the store does not answer, or cannot be read.
+        """
         return self._read(USER, user_ids)
 
     def items(self, item_ids: Sequence[str]) -> list[OnlineRow]:
-        """Return the attributes of items, in their order, with one read of the store."""
+        """Return the attributes of items, in their order, with one read of the store; raises as `users`."""
         return self._read(ITEM, item_ids)
 
-    def published_fusion_versions(self) -> frozenset[str]:
-        """Return the fusion versions found online for some users with a fused vector; empty where none is known."""
-        rows = self.users(self._fused_users())
-        return frozenset(row.values[FUSION_VERSION] for row in rows if FUSED_VECTOR in row.views)
+    def user_values(self, user_id: str) -> dict[str, Any]:
+        """Return the features of a user by `view__feature`, of equal names in two views both; raises as `users`."""
+        features = [f"{view}:{name}" for view, names in self._names[USER].items() for name in names]
+        with _reading():
+            response = self._store.get_online_features(
+                features=features, entity_rows={USER: [user_id]}, full_feature_names=True
+            )
+        return {name: values[0] for name, values in response.to_dict().items() if name != USER}
 
-    def _fused_users(self) -> list[str]:
-        """Return a few users of the published table; the online store itself cannot list its keys."""
-        if FUSED_VECTOR not in self._names[USER]:
-            return []
-        view = _view(self._store, FUSED_VECTOR)
+    def published_versions(self, view_name: str, feature: str) -> frozenset[str]:
+        """Return the values of a version feature found online for some rows of a view; empty where none is known.
+
+        Raises:
+            OnlineStoreAway: the store does not answer.
+        """
         try:
-            published = open_snapshot(locate(view.batch_source, config=self._store.config, view=view))
-        except (ConfigError, StoreNotReady):  # published elsewhere than in files, or not yet
-            return []
-        rows = published.dataset.head(SAMPLED_ROW_COUNT, columns=[USER])
-        return list(dict.fromkeys(rows[USER].to_pylist()))
+            view = self._view(view_name)
+            ids = self._some_ids(view)
+        except (ConfigError, StoreNotReady):  # no such view, published elsewhere than in files, or not yet
+            return frozenset()
+        if not ids:
+            return frozenset()
+        with _reading():
+            response = self._store.get_online_features(
+                features=[f"{view_name}:{feature}"], entity_rows={view.join_keys[0]: ids}
+            )
+        return frozenset(response.to_dict()[feature]) - {None}
+
+    def current_schema(self) -> Schema:
+        """Return the type of each feature of the service, by `view:feature`, as the registry has it now.
+
+        Raises:
+            ArtifactError: the service is gone.
+            OnlineStoreAway: the registry cannot be read.
+        """
+        with _reading():
+            self._store.refresh_registry()
+            try:
+                return service_schema(self._store, self._service)
+            except FeastObjectNotFoundException as error:
+                raise ArtifactError(
+                    f"feature service {self._service!r} is not in the store any more. Define it again and run `feast"
+                    " apply`."
+                ) from error
+
+    def published_rows(self, view_name: str, user_id: str) -> list[dict[str, Any]]:
+        """Return the rows of one user in the published table of a view, of every version.
+
+        Raises:
+            StoreNotReady: there is no such view or table.
+            ConfigError: the table cannot be read.
+        """
+        published = self._published(self._view(view_name))
+        rows: list[dict[str, Any]] = published.dataset.to_table(filter=pc.field(USER) == user_id).to_pylist()
+        return rows
+
+    def _view(self, name: str) -> FeatureView:
+        try:
+            return _view(self._store, name)
+        except FeastError as error:
+            raise StoreNotReady(f"the store has no feature view {name!r}.") from error
+
+    def _published(self, view: FeatureView) -> Snapshot:
+        return open_snapshot(locate(view.batch_source, config=self._store.config, view=view))
+
+    def _some_ids(self, view: FeatureView) -> list[str]:
+        """Return a few ids of the published table; the online store itself cannot list its keys."""
+        (key,) = view.join_keys
+        rows = self._published(view).dataset.head(SAMPLED_ROW_COUNT, columns=[key])
+        return list(dict.fromkeys(rows[key].to_pylist()))
 
     def _read(self, key: str, ids: Sequence[str]) -> list[OnlineRow]:
         names = self._names[key]
         if not names or not ids:
             return [OnlineRow(values={key: name}, views=frozenset()) for name in ids]
-        response = self._store.get_online_features(
-            features=[f"{view}:{name}" for view, features in names.items() for name in features],
-            entity_rows={key: list(ids)},
-        )
+        with _reading():
+            response = self._store.get_online_features(
+                features=[f"{view}:{name}" for view, features in names.items() for name in features],
+                entity_rows={key: list(ids)},
+            )
         columns = response.to_dict()
         there = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
         # A view's row is there or not as a whole; its first feature tells.
@@ -116,12 +222,20 @@ def open_features(repo: Path, *, service: str) -> OnlineFeatures:
     try:
         features = OnlineFeatures(store, service=service)
         features.users(["\0"])
-    except (FeastError, OSError, sqlite3.Error) as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0]
+    except (*READ_ERRORS, OnlineStoreAway) as error:
+        reason = one_line(error).removeprefix("the online store cannot be read: ")
         raise StoreNotReady(
             f"{repo}: the feature store cannot be read: {reason}. Run `feast apply` in it, then `feast materialize`."
         ) from error
     return features
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise OnlineStoreAway(f"the online store cannot be read: {one_line(error)}") from error
 
 
 def _names_by_key(store: FeatureStore, *, service: str) -> dict[str, dict[str, list[str]]]:

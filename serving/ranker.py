@@ -1,94 +1,53 @@
-"""Score candidates for a user: online features in, probabilities out. Knows no web framework.
+"""Score candidates for users: online features in, probabilities out. Knows no web framework.
 
-A fused vector is only ever scored with the fusion weights that made it, and evidence with item vectors of its own
-encoder: a row of another version counts as none, and the ranking says so.
+Questions that are asked together cost one read of users, at most one of items, and one forward pass. A fused vector is
+only ever scored with the fusion weights that made it, and evidence with item vectors of its own encoder: a row of
+another version counts as none, and the ranking says so. A store that does not answer counts as one that has no row: the
+scores are those of an unknown user, and the ranking says so.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from liber_feast.artifact import Artifact, load_artifact
 from liber_feast.behavior import ITEM, USER
-from liber_feast.errors import ArtifactError
-from liber_feast.evidence_rows import ITEM_VECTOR, MEMORY_COUNT, MEMORY_EVIDENCE, MEMORY_LIKE_RATE
+from liber_feast.errors import ArtifactError, OnlineStoreAway
+from liber_feast.evidence_rows import ITEM_VECTOR, MEMORY_EVIDENCE
 from liber_feast.fields import Floats
+from serving.answers import Missing, Question, Ranking, ScoredItem, ServedModel
 from serving.catalog import Attributes, ItemCatalog
 from serving.online import (
     BEHAVIOR_SEQUENCE,
     FUSION_VERSION,
     USER_PROFILE,
-    OnlineFeatures,
+    FeatureReader,
     OnlineRow,
     open_features,
 )
+from serving.versions import (
+    ENCODER_VERSION,
+    EVIDENCE_NAMES,
+    check_features,
+    check_schema,
+    check_versions,
+    reads_evidence,
+    reads_interests,
+)
 
-TITLE, ENCODER_VERSION = "title", "encoder_version"
-EVIDENCE_NAMES = (MEMORY_EVIDENCE, MEMORY_LIKE_RATE, MEMORY_COUNT)
+TITLE = "title"
 LEAST_SCORE = 2.0**-25
 """Scores stay this far from 0 and 1, which the sigmoid of a large logit reaches in 32 bits."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServedModel:
-    """Which weights answered."""
-
-    run: str
-    backbone: str
-    feature_service: str
-    fusion_version: str | None
-    """None where the run reads no LIBER features."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredItem:
-    """One candidate with the probability that the user likes it."""
-
-    item_id: str
-    score: float
-    title: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Missing:
-    """What the model reads and the store did not have; the scores were made without it."""
-
-    user: bool
-    """No attributes of the user."""
-    behaviors: bool
-    """No behavior of the user."""
-    interests: bool
-    """No fused vector that fits the run; False for a run that reads none."""
-    fusion_version_mismatch: str | None
-    """The version of the user's fused vector where it is not the run's."""
-    evidence: bool
-    """No evidence that fits the run; False for a run that reads none."""
-    evidence_version_mismatch: str | None
-    """The encoder version of the user's evidence where it is not the run's."""
-    items: tuple[str, ...]
-    """Candidates that nobody has seen, each once."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ranking:
-    """The answer to one request; `scores` are in the order of its items."""
-
-    user_id: str
-    scores: tuple[ScoredItem, ...]
-    missing: Missing
-    model: ServedModel
 
 
 class Ranker:
     """A trained run over the online features it was trained on; safe to use from several threads."""
 
-    def __init__(self, artifact: Artifact, *, features: OnlineFeatures) -> None:
+    def __init__(self, artifact: Artifact, *, features: FeatureReader) -> None:
         """Join a run and a store.
 
         Raises:
@@ -102,46 +61,82 @@ class Ranker:
             fusion_version=artifact.fusion_version,
         )
         self._artifact, self._spec = artifact, artifact.spec
+        self._reads_interests, self._reads_evidence = reads_interests(artifact), reads_evidence(artifact)
         self._known = frozenset(self._spec.items.ids)
         self._user_names = ("item_ids", "ratings", "behavior_count", *(field.name for field in self._spec.user_fields))
         self._item_names = tuple(field.name for field in self._spec.item_fields)
         self._features, self._catalog = features, ItemCatalog(features)
-        self._check_features()
-        self._check_fusion_version()
+        check_features(artifact, features=features)
+        check_versions(artifact, features=features)
         self.score("", item_ids=[""])  # an id nobody has: weights that cannot score fail now, not in a request
 
     def score(self, user_id: str, *, item_ids: Sequence[str]) -> Ranking:
         """Score each of `item_ids` for one user; what is unknown is scored as unknown and named in the ranking."""
-        user = self._features.users([user_id])[0]
-        attributes = self._catalog.attributes([*item_ids, *self._new_window_items(user)])
-        missing = self._missing(user, item_ids=item_ids, attributes=attributes)
-        scores = self._probabilities(self._user_table(user, missing=missing), item_ids=item_ids, attributes=attributes)
-        scored = zip(item_ids, scores.tolist(), strict=True)
-        return Ranking(
-            user_id=user_id,
-            scores=tuple(
-                ScoredItem(item_id=name, score=score, title=_title(attributes[name])) for name, score in scored
-            ),
-            missing=missing,
-            model=self.model,
+        return self.score_all([Question(user_id=user_id, item_ids=tuple(item_ids))])[0]
+
+    def score_all(self, questions: Sequence[Question]) -> list[Ranking]:
+        """Answer several questions, in their order, with one forward pass."""
+        users, is_away = self._users([question.user_id for question in questions])
+        asked = [name for question in questions for name in question.item_ids]
+        attributes = self._catalog.attributes([*asked, *(name for user in users for name in self._new_items(user))])
+        missing = [
+            self._missing(user, item_ids=question.item_ids, attributes=attributes, is_away=is_away)
+            for user, question in zip(users, questions, strict=True)
+        ]
+        counts = [len(question.item_ids) for question in questions]
+        scores = self._probabilities(
+            self._user_table(users, missing=missing),
+            user_rows=np.repeat(np.arange(len(users)), counts),
+            item_ids=asked,
+            attributes=attributes,
         )
+        ends = np.cumsum(counts)[:-1]
+        return [
+            Ranking(
+                user_id=question.user_id,
+                scores=tuple(
+                    ScoredItem(item_id=name, score=score, title=_title(attributes[name]))
+                    for name, score in zip(question.item_ids, found.tolist(), strict=True)
+                ),
+                missing=lacking,
+                model=self.model,
+            )
+            for question, lacking, found in zip(questions, missing, np.split(scores, ends), strict=True)
+        ]
 
-    @property
-    def _reads_interests(self) -> bool:
-        return self._spec.memory_width > 0
+    def check_store(self) -> None:
+        """Check that the store still fits the run.
 
-    @property
-    def _reads_evidence(self) -> bool:
-        return self._spec.match is not None and self._spec.match.memory
+        Raises:
+            ArtifactError: a feature of the run is gone or changed, or what is published is of other versions only.
+            OnlineStoreAway: it does not answer.
+        """
+        self._features.users(["\0"])
+        check_schema(self._artifact, features=self._features)
+        check_versions(self._artifact, features=self._features)
+
+    def _users(self, user_ids: Sequence[str]) -> tuple[list[OnlineRow], bool]:
+        """Return the rows of users, and whether the store was away; then they are empty."""
+        try:
+            return self._features.users(user_ids), False
+        except OnlineStoreAway:
+            nothing = dict.fromkeys(self._features.user_features)
+            return [OnlineRow(values={**nothing, USER: name}, views=frozenset()) for name in user_ids], True
 
     def _missing(
-        self, user: OnlineRow, *, item_ids: Sequence[str], attributes: Mapping[str, Attributes | None]
+        self,
+        user: OnlineRow,
+        *,
+        item_ids: Sequence[str],
+        attributes: Mapping[str, Attributes | None],
+        is_away: bool,
     ) -> Missing:
         version = user.values.get(FUSION_VERSION) if self._reads_interests else None
         fits = version == self.model.fusion_version
         encoder = user.values.get(ENCODER_VERSION) if self._reads_evidence else None
         fits_items = encoder == self._artifact.facts.item_encoder_version
         return Missing(
+            store=is_away,
             user=USER_PROFILE not in user.views,
             behaviors=BEHAVIOR_SEQUENCE not in user.views or not user.values["item_ids"],
             interests=self._reads_interests and not (fits and user.values["fused"]),
@@ -153,15 +148,17 @@ class Ranker:
             ),
         )
 
-    def _user_table(self, user: OnlineRow, *, missing: Missing) -> pa.Table:
-        values = {name: [user.values[name]] for name in self._user_names}
+    def _user_table(self, users: Sequence[OnlineRow], *, missing: Sequence[Missing]) -> pa.Table:
+        values = {name: [user.values[name] for user in users] for name in self._user_names}
+        pairs = list(zip(users, missing, strict=True))
         if self._reads_interests:
-            values["fused"] = [None if missing.interests else user.values["fused"]]
+            values["fused"] = [None if lacking.interests else user.values["fused"] for user, lacking in pairs]
         if self._reads_evidence:
-            values |= {name: [None if missing.evidence else user.values[name]] for name in EVIDENCE_NAMES}
+            for name in EVIDENCE_NAMES:
+                values[name] = [None if lacking.evidence else user.values[name] for user, lacking in pairs]
         return pa.table(values)
 
-    def _new_window_items(self, user: OnlineRow) -> list[str]:
+    def _new_items(self, user: OnlineRow) -> list[str]:
         """Return the items of the user's window that the run does not know, where it reads the vectors of items."""
         if self._spec.match is None:
             return []
@@ -196,43 +193,24 @@ class Ranker:
         return pa.table({**columns, ITEM: list(item_ids)})
 
     def _probabilities(
-        self, user: pa.Table, *, item_ids: Sequence[str], attributes: Mapping[str, Attributes | None]
+        self,
+        users: pa.Table,
+        *,
+        user_rows: npt.NDArray[np.int64],
+        item_ids: Sequence[str],
+        attributes: Mapping[str, Attributes | None],
     ) -> npt.NDArray[np.float64]:
         table = self._item_table(item_ids, attributes=attributes)
-        batch = self._spec.encode_request(user, item_ids=item_ids, attributes=table, newer=self._newer(attributes))
+        newer = self._newer(attributes)
+        batch = self._spec.encode_request(users, item_ids=item_ids, user_rows=user_rows, attributes=table, newer=newer)
         scores = self._artifact.score(batch)
         if not np.isfinite(scores).all():
             raise ArtifactError(f"{self.model.run} gives a score that is not finite. Train it again.")
         return np.clip(scores.astype(np.float64), LEAST_SCORE, 1 - LEAST_SCORE)
 
-    def _check_features(self) -> None:
-        if self._spec.memory_kind == "knowledge":
-            raise ArtifactError(
-                f"{self.model.run} reads the texts of KAR, which are no features of the store: such runs are there to"
-                " be compared. Serve a run of other features."
-            )
-        wanted = {*self._user_names, *(("fused", FUSION_VERSION) if self._reads_interests else ())}
-        wanted |= {*EVIDENCE_NAMES, ENCODER_VERSION} if self._reads_evidence else set()
-        of_items = {*self._item_names, *(() if self._spec.match is None else (ITEM_VECTOR, ENCODER_VERSION))}
-        absent = sorted(wanted - self._features.user_features - {USER})
-        absent += sorted(of_items - self._features.item_features - {ITEM})
-        if absent:
-            raise ArtifactError(
-                f"feature service {self.model.feature_service!r} lacks the feature {absent[0]!r}, on which"
-                f" {self.model.run} was trained. Train it again, or define the feature again and run `feast apply`."
-            )
-
-    def _check_fusion_version(self) -> None:
-        published = self._features.published_fusion_versions() if self._reads_interests else frozenset()
-        if published and self.model.fusion_version not in published:
-            raise ArtifactError(
-                f"{self.model.run} needs fused vectors of {self.model.fusion_version}, the store has those of"
-                f" {', '.join(sorted(published))}. Run `liber fuse` with this run, or serve the run they belong to."
-            )
-
 
 def open_ranker(repo: Path, *, run: Path) -> Ranker:
-    """Return a ranker of the run folder `run` over the feature repo `repo`.
+    """Return a ranker of the run folder `run` over the feature repo `repo`, whose reads take as long as they take.
 
     Raises:
         ArtifactError: the run folder cannot be used, or does not fit the store.
@@ -240,15 +218,6 @@ def open_ranker(repo: Path, *, run: Path) -> Ranker:
     """
     artifact = load_artifact(run)
     return Ranker(artifact, features=open_features(repo, service=artifact.feature_service))
-
-
-def use_one_thread_per_forward() -> None:
-    """Let a process compute each forward pass on one core; requests share the cores between them.
-
-    A pass over a request is too small to be worth splitting: with two threads on two busy cores it took ten times
-    as long as with one.
-    """
-    torch.set_num_threads(1)
 
 
 def _title(attributes: Attributes | None) -> str | None:

@@ -17,8 +17,12 @@ from feast.data_format import DeltaFormat
 from feast.types import Array, Float32, Float64, Int64, String
 
 from liber_feast.artifact import RunFacts, build_backbone, load_artifact, write_artifact
+from liber_feast.service_schema import Schema, schema_hash
+from serving.limits import Limits
 from training.fit_inputs import InputOptions, fit_inputs
 
+PATIENT = Limits(request_timeout_s=60, store_timeout_s=30)
+"""For tests of what is answered, not when: the machine may be busy."""
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 VERSION, OTHER_VERSION = "attention-00000001", "attention-00000002"
 WIDTH, FUSED_WIDTH, ITEM_WIDTH = 6, 4, 3
@@ -77,7 +81,15 @@ def ratings_of(user: StoredUser) -> list[float]:
     return [4.5 if index % 2 else 2.0 for index, _ in enumerate(user.item_ids or ())]
 
 
-def make_run(folder: Path, *, features: str = "liber", fusion_version: str = VERSION) -> Path:
+def make_run(
+    folder: Path,
+    *,
+    features: str = "liber",
+    fusion_version: str = VERSION,
+    item_encoder: str = ITEM_ENCODER,
+    schema: Schema | None = None,
+    seed: int = 7,
+) -> Path:
     """Write a run folder: a DIN of seeded weights over inputs fitted on a few samples."""
     liber, evidence = "liber" in features, "evidence" in features
     known = [
@@ -98,7 +110,7 @@ def make_run(folder: Path, *, features: str = "liber", fusion_version: str = VER
         ),
     )
     sizes = {"embedding_width": 4, "hidden": [8], "attention_hidden": [4]}
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     model = build_backbone(DIN, shape=spec.shape, config=sizes)
     with torch.no_grad():
         for weights in model.parameters():
@@ -111,10 +123,12 @@ def make_run(folder: Path, *, features: str = "liber", fusion_version: str = VER
         training_service="ctr_training" if liber or evidence else "ctr_baseline",
         encoder_version="encoder-1" if liber else None,
         fusion_version=fusion_version if liber else None,
-        item_encoder_version=ITEM_ENCODER if evidence else None,
-        seed=7,
+        item_encoder_version=item_encoder if evidence else None,
+        seed=seed,
         like_above=3.0,
         data_fingerprint="0" * 16,
+        service_schema=schema,
+        service_schema_hash=None if schema is None else schema_hash(schema),
     )
     folder.mkdir(parents=True)
     write_artifact(folder, facts=facts, spec=spec, model=model, metrics={})
@@ -156,8 +170,8 @@ def write_configuration(repo: Path) -> Path:
 
 
 def publish_fused(repo: Path, *, user_ids: Sequence[str]) -> None:
-    """Write the table that the plugin publishes fused vectors to, as far as serving reads it."""
-    write_deltalake(repo / "data" / "fused_vector", pa.table({"user_id": list(user_ids)}))
+    """Write the table that the plugin publishes fused vectors to anew, as far as serving reads it."""
+    write_deltalake(repo / "data" / "fused_vector", pa.table({"user_id": list(user_ids)}), mode="overwrite")
 
 
 def training_rows(user_id: str, *, item_ids: Sequence[str]) -> pa.Table:

@@ -10,11 +10,12 @@ from fastapi.testclient import TestClient
 
 from liber_feast.artifact import load_artifact
 from serving.app import create_app
-from serving.ranker import Ranker, open_ranker
+from serving.service import open_service
 from tests.serving_parts import (
     KNOWN_ITEMS,
     NEW_ITEM,
     OTHER_VERSION,
+    PATIENT,
     UNICODE_ITEM,
     UNICODE_USER,
     USERS,
@@ -25,6 +26,7 @@ from tests.serving_parts import (
 )
 
 NOBODY = {
+    "store": False,
     "user": True,
     "behaviors": True,
     "interests": True,
@@ -47,13 +49,8 @@ def repo(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranker(repo: Path, run: Path) -> Ranker:
-    return open_ranker(repo, run=run)
-
-
-@pytest.fixture(scope="module")
-def client(ranker: Ranker) -> Iterator[TestClient]:
-    with TestClient(create_app(ranker)) as opened:
+def client(repo: Path, run: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(open_service(repo, run=run, limits=PATIENT))) as opened:
         yield opened
 
 
@@ -204,7 +201,7 @@ def test_requests_in_parallel_get_their_own_answers(client: TestClient) -> None:
 
 def test_a_baseline_run_reads_its_own_service_and_misses_no_interests(repo: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "din-baseline", features="baseline")
-    with TestClient(create_app(open_ranker(repo, run=run))) as client:
+    with TestClient(create_app(open_service(repo, run=run, limits=PATIENT))) as client:
         body = ask(client, "of other weights", ["i1", NEW_ITEM])
         unseen = ask(client, "nobody", ["i1"])
     assert body["missing"] == COMPLETE

@@ -142,6 +142,7 @@ def serving(*, repo: Path, run: Path, workers: int, log: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "serving", "--repo", str(repo), "--model", str(run)]
     command += ["--port", str(port), "--workers", str(workers)]
+    command += ["--request-timeout-s", "60", "--store-timeout-s", "30"]  # the machine may be busy
     with log.open("wb") as errors:
         process = subprocess.Popen(
             command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, "PYTHONPATH": str(PROJECT)}

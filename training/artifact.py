@@ -13,6 +13,7 @@ from torch import nn
 from liber_feast.artifact import FUSION_FOLDER, RunFacts, write_artifact
 from liber_feast.errors import ArtifactError
 from liber_feast.fusion import AttentionFusion, save_fusion
+from liber_feast.service_schema import schema_hash
 from training.curves import write_curves
 from training.data import SERVING_SERVICE, TRAINING_SERVICE, Samples
 from training.fit import FittedRun
@@ -78,6 +79,8 @@ def run_facts(fitted: FittedRun, *, samples: Samples, options: FitOptions, fusio
         seed=options.seed,
         like_above=samples.like_above,
         data_fingerprint=samples.fingerprint,
+        service_schema=samples.service_schema,
+        service_schema_hash=None if samples.service_schema is None else schema_hash(samples.service_schema),
     )
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureService, FeatureStore, FeatureView
+from feast.errors import FeastObjectNotFoundException
 from feast.feature_view_projection import FeatureViewProjection
 
 from liber_feast.behavior import (
@@ -33,6 +34,7 @@ from liber_feast.partition_vectors import ONE_ENCODER
 from liber_feast.ragged import Ragged
 from liber_feast.recent_behaviors import RecentBehaviors
 from liber_feast.repo import feast_errors, open_applied_store
+from liber_feast.service_schema import Schema, service_schema
 from training.evidence_samples import ItemTexts, evidence_of, item_texts, with_vectors
 from training.fit_inputs import item_versions
 from training.knowledge import Knowledge
@@ -88,6 +90,8 @@ class Samples:
     """With evidence, that of every sample's memory."""
     knowledge: Knowledge | None = None
     """With KAR, the texts over the users' histories."""
+    service_schema: Schema | None = None
+    """That of the service that serving reads; None where the store has no such service."""
 
     @property
     def features(self) -> Features:
@@ -174,6 +178,7 @@ def load_samples(repo: Path, *, features: Features, more: pa.Table | None = None
         item_encoder_version=None if texts is None else texts.encoder_version,
         evidence=evidence,
     )
+    samples = replace(samples, service_schema=_serving_schema(store, SERVING_SERVICE[features]))
     if features != "kar":
         return samples
     knowledge = load_knowledge(
@@ -318,6 +323,13 @@ def _item_texts(store: FeatureStore, views: _Views, *, needed: bool) -> ItemText
     except StoreNotReady:
         if needed:
             raise
+        return None
+
+
+def _serving_schema(store: FeatureStore, service: str) -> Schema | None:
+    try:
+        return service_schema(store, service)
+    except FeastObjectNotFoundException:
         return None
 
 
