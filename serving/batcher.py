@@ -84,7 +84,8 @@ class Batcher:
                 for one in self._waiting:
                     one.answer.cancel()
                 return []
-            batch, count = [], 0
+            batch: list[_Waiting] = []
+            count = 0
             while self._waiting:
                 count += len(self._waiting[0].question.item_ids)
                 if batch and count > self._candidate_limit:

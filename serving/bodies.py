@@ -1,6 +1,6 @@
 """The JSON bodies of requests and replies, with the examples that /docs shows."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -45,8 +45,8 @@ _PARTITION = {
 }
 
 
-def _with_example(example: object) -> ConfigDict:
-    return ConfigDict(extra="forbid", from_attributes=True, json_schema_extra={"examples": [example]})  # type: ignore[dict-item]
+def _with_example(example: Any) -> ConfigDict:
+    return ConfigDict(extra="forbid", from_attributes=True, json_schema_extra={"examples": [example]})
 
 
 class ScoreRequest(BaseModel):

@@ -78,7 +78,7 @@ class InterestReader:
             ),
         )
 
-    def _weights(self, user_id: str, *, version: str, count: int) -> dict[int, float]:
+    def _weights(self, user_id: str, *, version: str | None, count: int) -> dict[int, float]:
         """Return the weights of the last `count` partitions, those in the fused vector; none for unknown fusions."""
         fuser = self._fuser if self._fuser is not None and self._fuser.version == version else None
         if fuser is None and version != MEAN:

@@ -1,5 +1,6 @@
 """What every route answers, what it refuses, and that it describes itself as it is."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
@@ -214,6 +216,25 @@ def test_more_questions_than_the_queue_holds_are_answered_with_429(guarded: Test
     assert int(response.headers["retry-after"]) >= 1
     allowed = guarded.post("/v1/score:batch", json={"requests": questions[:4]}, headers=bearer())
     assert allowed.status_code == 200
+
+
+def test_five_hundred_requests_at_once_are_each_answered_with_their_own_scores(repo: Path, run: Path) -> None:
+    app = create_app(open_service(repo, run=run, limits=PATIENT))
+    users = ["u1", "nobody", UNICODE_USER, "not sealed", "pushed"]
+
+    async def act() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
+            asked = [{"user_id": users[number % 5], "item_ids": ["i1", f"i{number % 12}"]} for number in range(500)]
+            return await asyncio.gather(*(client.post("/v1/score", json=one) for one in asked))
+
+    scores: dict[str, float] = {}
+    for number, response in enumerate(asyncio.run(act())):
+        assert response.status_code == 200
+        body = response.json()
+        assert (body["user_id"], body["scores"][1]["item_id"]) == (users[number % 5], f"i{number % 12}")
+        score = body["scores"][0]["score"]
+        assert score == pytest.approx(scores.setdefault(body["user_id"], score), abs=1e-6)
 
 
 def test_a_request_that_takes_too_long_is_answered_with_503(repo: Path, run: Path) -> None:
