@@ -40,7 +40,7 @@ class NotEqual(LiberError):
 def prove(
     *,
     repo: Annotated[Path, typer.Option(help="A feature repo with a data set; it is only read.")] = Path("feature_repo"),
-    model: Annotated[Path, typer.Option(help="The run folder that training wrote.")] = Path("runs/din-liber"),
+    model: Annotated[Path, typer.Option(help="The run folder that training wrote.")] = Path("runs/din-liber+evidence"),
     day: Annotated[datetime | None, typer.Option(help="UTC; default: the last one.", formats=["%Y-%m-%d"])] = None,
     users: Annotated[int | None, typer.Option(help="The first so many users of the day.", min=1)] = None,
     items: Annotated[int, typer.Option(help="Candidates of a request.", min=1)] = 10,
