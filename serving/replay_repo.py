@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
+import yaml  # type: ignore[import-untyped]
 from deltalake import DeltaTable, write_deltalake
 
 from liber_feast.behavior import EVENT_TIME, TIMESTAMP, USER
