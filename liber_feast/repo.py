@@ -42,6 +42,7 @@ from liber_feast.memory.status import failure_reasons, memory_status, stream_sta
 from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.memory.vectors import distinct_text_count
 from liber_feast.provider import LiberProvider
+from liber_feast.service_schema import Schema
 from liber_feast.shortfall import alike
 from liber_feast.worker import supervise
 
@@ -72,6 +73,20 @@ def open_applied_store(repo: Path) -> FeatureStore:
     if "://" not in registry and not (repo / registry).is_file():
         raise StoreNotReady(f"{repo} was never applied: {registry} is missing. Run `feast apply` in {repo}.")
     return store
+
+
+def service_schema(store: FeatureStore, service: str) -> Schema:
+    """Return the features of a feature service as the registry has them.
+
+    Raises:
+        FeastObjectNotFoundException: there is no such service.
+    """
+    projections = store.get_feature_service(service).feature_view_projections
+    return {
+        f"{projection.name_to_use()}:{feature.name}": str(feature.dtype)
+        for projection in projections
+        for feature in projection.features
+    }
 
 
 @contextmanager

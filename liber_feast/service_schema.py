@@ -4,24 +4,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from feast import FeatureStore
-
 Schema = Mapping[str, str]
 """The type of each feature, by `view:feature`."""
-
-
-def service_schema(store: FeatureStore, service: str) -> Schema:
-    """Return the features of a feature service as the registry has them.
-
-    Raises:
-        FeastObjectNotFoundException: there is no such service.
-    """
-    projections = store.get_feature_service(service).feature_view_projections
-    return {
-        f"{projection.name_to_use()}:{feature.name}": str(feature.dtype)
-        for projection in projections
-        for feature in projection.features
-    }
 
 
 def schema_hash(schema: Schema) -> str:

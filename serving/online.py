@@ -22,8 +22,8 @@ from redis.exceptions import RedisError
 from liber_feast.behavior import ITEM, USER
 from liber_feast.errors import ArtifactError, ConfigError, OnlineStoreAway, StoreNotReady, one_line
 from liber_feast.offline_read import Snapshot, locate, open_snapshot
-from liber_feast.repo import open_applied_store
-from liber_feast.service_schema import Schema, service_schema
+from liber_feast.repo import open_applied_store, service_schema
+from liber_feast.service_schema import Schema
 
 USER_PROFILE, BEHAVIOR_SEQUENCE, FUSED_VECTOR = "user_profile", "behavior_sequence", "fused_vector"
 FUSION_VERSION = "fusion_version"

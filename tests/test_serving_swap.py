@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 from feast import FeatureStore
 
 from liber_feast.errors import ArtifactError
-from liber_feast.service_schema import Schema, service_schema
+from liber_feast.repo import service_schema
+from liber_feast.service_schema import Schema
 from serving.app import create_app
 from serving.ranker import open_ranker
 from serving.service import Service, open_served, open_service

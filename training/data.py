@@ -33,8 +33,8 @@ from liber_feast.offline_read import STAGE, locate, open_snapshot
 from liber_feast.partition_vectors import ONE_ENCODER
 from liber_feast.ragged import Ragged
 from liber_feast.recent_behaviors import RecentBehaviors
-from liber_feast.repo import feast_errors, open_applied_store
-from liber_feast.service_schema import Schema, service_schema
+from liber_feast.repo import feast_errors, open_applied_store, service_schema
+from liber_feast.service_schema import Schema
 from training.evidence_samples import ItemTexts, evidence_of, item_texts, with_vectors
 from training.fit_inputs import item_versions
 from training.knowledge import Knowledge
