@@ -70,6 +70,7 @@ def check(facts: dict[str, Any], *, folder: Path) -> None:
     assert len(scores) == 10
     assert all(0 < one["score"] < 1 and one["title"] for one in scores)
     assert facts["scored"]["missing"] == {
+        "store": False,
         "user": False,
         "behaviors": False,
         "interests": False,
