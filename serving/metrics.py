@@ -6,12 +6,14 @@ Every worker process writes to files of one folder, so each of them shows the su
 import os
 
 import feast.metrics  # noqa: F401  (names that folder, which has to come before the client library is imported)
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SIZES = (1, 10, 50, 100, 200, 500, 1_000, 2_000, 5_000)
 _OURS = CollectorRegistry()
+_IS_SHARED = values.ValueClass is not values.MutexValue
+"""Whether metrics lie in files; not where somebody imported the client library before its folder was named."""
 
 REQUESTS = Counter("liber_serving_requests", "Answered requests.", ("route", "status"), registry=_OURS)
 REQUEST_SECONDS = Histogram(
@@ -37,7 +39,9 @@ STORE_AWAY = Gauge(
 
 
 def exposition() -> bytes:
-    """Return the metrics of all worker processes in Prometheus' text format."""
+    """Return the metrics of all worker processes in Prometheus' text format, or of this one where none are shared."""
+    if not _IS_SHARED:
+        return generate_latest(_OURS)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
