@@ -16,8 +16,8 @@ from liber_feast.memory.vectors import VECTOR, PartitionVector
 from liber_feast.projection import Projection
 
 
-def planned_rows(projection: Projection, publication: Publication, *, fused_version: str) -> pa.Table:
-    """Return the rows of a publication; `fused_version` is the version of fused vectors that is in use."""
+def planned_rows(projection: Projection, publication: Publication, *, fused_version: str | None) -> pa.Table:
+    """Return the rows of a publication; of fused vectors `fused_version` is the version that is in use."""
     version, user_keys = publication.rows[0].version if publication.rows else "", publication.user_keys
     if publication.stage == ITEM_TEXT:
         number = publication.publication_id

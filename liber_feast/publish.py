@@ -191,8 +191,8 @@ class Publisher:
 
     def delta_rows(self, projection: Projection, publication: Publication) -> pa.Table:
         """Return the rows of a publication, less those that are superseded: something newer is published instead."""
-        fused_version = self.versions(projection.connection, projection.fuser)[FUSED]
-        return planned_rows(projection, publication, fused_version=fused_version)
+        in_use = self.versions(projection.connection, projection.fuser)[FUSED] if publication.stage == FUSED else None
+        return planned_rows(projection, publication, fused_version=in_use)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

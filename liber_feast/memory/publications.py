@@ -256,7 +256,7 @@ _AT_WORK = (
     .limit(USERS_AT_WORK)
 )
 _IS_BEGUN = publications.c.done_time.is_(None)
-_OLDEST_BEGUN = sa.select(publications).where(_IS_BEGUN).order_by(publications.c.publication_id)
+_OLDEST_BEGUN = sa.select(publications).where(_IS_BEGUN).order_by(publications.c.publication_id).limit(STAGES_AT_ONCE)
 _ROWS = (
     sa.select(*(published.c[name] for name in _ROW))
     .where(published.c.publication_id == sa.bindparam("of_publication"))
@@ -271,18 +271,17 @@ _FINISH = (
 
 def has_unfinished(connection: sa.Connection) -> bool:
     """Return whether a publication is not done."""
-    return connection.execute(_OLDEST_BEGUN.limit(1)).first() is not None
+    return connection.execute(_OLDEST_BEGUN).first() is not None
 
 
 def next_unfinished(connection: sa.Connection) -> list[Publication]:
     """Return the oldest publications that are not done, by number; of every stage at most one, of bounded size.
 
-    Publications of a stage are finished in the order of their numbers: a Delta table skips what is not newer than the
-    number of its last commit.
+    Those of a stage are finished in this order: a Delta table skips what is not newer than its last commit's number.
     """
     found: dict[str, Publication] = {}
-    for one in connection.execute(_OLDEST_BEGUN.limit(STAGES_AT_ONCE)).all():
-        if one.stage in found:
+    for one in connection.execute(_OLDEST_BEGUN).all():
+        if one.stage in found or sum(len(other.rows) for other in found.values()) >= ROWS_PER_PUBLICATION:
             break
         rows = connection.execute(_ROWS, {"of_publication": one.publication_id})
         found[one.stage] = Publication(
@@ -291,8 +290,6 @@ def next_unfinished(connection: sa.Connection) -> list[Publication]:
             created_time=one.created_time,
             rows=tuple(PublishedRow(**row._mapping) for row in rows),
         )
-        if sum(len(publication.rows) for publication in found.values()) >= ROWS_PER_PUBLICATION:
-            break
     return list(found.values())
 
 
