@@ -16,7 +16,7 @@ from rich.table import Table
 
 from liber_feast.cli_operations import register
 from liber_feast.cli_worker import worker
-from liber_feast.errors import LiberError
+from liber_feast.errors import ended_in_one_line
 from liber_feast.fast_start import leave_out_type_checks
 
 app = typer.Typer(
@@ -239,11 +239,8 @@ def _say(line: str) -> None:
 def main() -> None:
     """Run the command; one of our errors is one line on stderr and exit code 1."""
     leave_out_type_checks()
-    try:
+    with ended_in_one_line():
         app()
-    except LiberError as error:
-        sys.stderr.write(f"Error: {error.message}\n")
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ instead of a traceback. Everywhere else they are ordinary exceptions.
 """
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from click import ClickException
@@ -62,6 +65,16 @@ class LiberError(ClickException):
     """Base of all our errors; the message says what, where and what to do."""
 
     exit_code = 1
+
+
+@contextmanager
+def ended_in_one_line() -> Iterator[None]:
+    """Let an error of ours end the process: one line on stderr, and its exit code."""
+    try:
+        yield
+    except LiberError as error:
+        sys.stderr.write(f"Error: {error.format_message()}\n")
+        sys.exit(error.exit_code)
 
 
 class ConfigError(LiberError):

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
-from liber_feast.errors import LiberError
+from liber_feast.errors import ended_in_one_line
 from liber_feast.fast_start import leave_out_type_checks
 
 leave_out_type_checks()
@@ -81,11 +80,8 @@ def _log_config() -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error of ours ends in one line on stderr and exit code 1."""
-    try:
+    with ended_in_one_line():
         cli(arguments)
-    except LiberError as error:
-        sys.stderr.write(f"Error: {error.format_message()}\n")
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from liber_feast.errors import LiberError
+from liber_feast.errors import LiberError, ended_in_one_line
 from liber_feast.fast_start import leave_out_type_checks
 
 leave_out_type_checks()
@@ -83,11 +83,8 @@ def _feast(arguments: Sequence[str], folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error of ours ends in one line on stderr and its exit code."""
-    try:
+    with ended_in_one_line():
         cli(arguments)
-    except LiberError as error:
-        sys.stderr.write(f"Error: {error.format_message()}\n")
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

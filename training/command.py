@@ -1,7 +1,6 @@
 """The command line of training: fit a CTR backbone on the features of a feature repo."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from liber_feast.artifact import find_class
-from liber_feast.errors import LiberError
+from liber_feast.errors import ended_in_one_line
 from training.allocator import keep_freed_memory
 from training.backbones import (
     BACKBONES,
@@ -312,8 +311,5 @@ def show_search(outcomes: Sequence[Outcome], *, path: Path, as_json: bool) -> No
 def main() -> None:
     """Run the command line; an error of ours ends in one line on stderr and exit code 1."""
     keep_freed_memory()
-    try:
+    with ended_in_one_line():
         cli()
-    except LiberError as error:
-        sys.stderr.write(f"Error: {error.format_message()}\n")
-        sys.exit(error.exit_code)
