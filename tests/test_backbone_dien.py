@@ -134,7 +134,7 @@ class OneBatch:
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
 
-    def batch(self, rows: np.ndarray) -> Batch:
+    def step_batch(self, rows: np.ndarray) -> Batch:
         return self._batch
 
     def labels(self, rows: np.ndarray) -> Tensor:
@@ -149,7 +149,7 @@ def test_a_step_minimizes_what_the_backbone_adds_with_the_rest(name: str) -> Non
     loss = take_step(model, optimizer=optimizer, samples=samples, rows=np.arange(64))
     torch.manual_seed(35)
     labels = samples.labels(np.arange(64))
-    found, added = forward_with_loss(model.train(), samples.batch(np.arange(64)), labels_B=labels)
+    found, added = forward_with_loss(model.train(), samples.step_batch(np.arange(64)), labels_B=labels)
     expected = F.binary_cross_entropy_with_logits(found, labels) + added
     torch.testing.assert_close(loss, expected)
     assert (name == "dien") == isinstance(added, Tensor)
