@@ -103,19 +103,29 @@ class RedisWriter:
             return [int(one) for one in pipe.execute()]
 
     def _key(self, entity_key: bytes) -> bytes:
-        return entity_key + self._config.project.encode()
+        return redis_key(entity_key, config=self._config)
 
     def _name(self, view: FeatureView) -> str:
         return str(compute_versioned_name(view, self._config.registry.enable_online_feature_view_versioning))
 
     @cached_property
     def _client(self) -> Any:
-        text = self._block.connection_string
-        waits = ("socket_timeout", "socket_connect_timeout")
-        added = "".join(f",{name}={TIMEOUT_S}" for name in waits if f"{name}=" not in text)
-        client = RedisOnlineStore()._get_client(self._block.model_copy(update={"connection_string": text + added}))
-        client.set_retry(Retry(ConstantBackoff(0.1), retries=1))  # its own patience is 9 seconds
-        return client
+        return open_client(self._block)
+
+
+def redis_key(entity_key: bytes, *, config: RepoConfig) -> bytes:
+    """Return the key of the hash that Feast keeps all views of an entity in."""
+    return entity_key + config.project.encode()
+
+
+def open_client(block: RedisOnlineStoreConfig) -> Any:
+    """Return a client of the online store, which waits `TIMEOUT_S` for an answer and asks once more."""
+    text = block.connection_string
+    waits = ("socket_timeout", "socket_connect_timeout")
+    added = "".join(f",{name}={TIMEOUT_S}" for name in waits if f"{name}=" not in text)
+    client = RedisOnlineStore()._get_client(block.model_copy(update={"connection_string": text + added}))
+    client.set_retry(Retry(ConstantBackoff(0.1), retries=1))  # its own patience is 9 seconds
+    return client
 
 
 def _order(event_time: int, number: int) -> bytes:

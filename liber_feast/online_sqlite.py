@@ -101,7 +101,7 @@ class SqliteWriter:
         with self._writing() as connection:
             connection.execute(_ORDER)
             for key in keys:
-                found = connection.execute(f"DELETE FROM {_quoted(table)} WHERE entity_key = ?", (key,))
+                found = connection.execute(f"DELETE FROM {quoted(table)} WHERE entity_key = ?", (key,))
                 gone += found.rowcount > 0
                 connection.execute("DELETE FROM liber_order WHERE view = ? AND entity_key = ?", (table, key))
         with self._lock, _in_one_line(self._path):
@@ -191,7 +191,7 @@ def _pass(row_count: int, *, force: bool) -> str:
 
 @cache
 def _set(table: str, row_count: int) -> str:
-    return _SET.format(table=_quoted(table), rows=", ".join(["(?, ?, ?, ?, ?, ?)"] * row_count))
+    return _SET.format(table=quoted(table), rows=", ".join(["(?, ?, ?, ?, ?, ?)"] * row_count))
 
 
 def _feature_rows(rows: EncodedRows) -> Iterator[tuple[bytes, str, bytes, str | None, int, int]]:
@@ -207,7 +207,8 @@ def _seconds(micros: int) -> int:
     return int(adapt_datetime_epoch(_EPOCH + timedelta(microseconds=micros)))
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as SQLite's statements take any."""
     return '"' + name.replace('"', '""') + '"'
 
 

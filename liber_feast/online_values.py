@@ -85,6 +85,11 @@ def entity_keys(view: FeatureView, ids: Iterable[str | int]) -> list[bytes]:
     return [b"".join((prefix, struct.pack("<II", code, len(one)), one)) for one in encoded]
 
 
+def can_encode(dtype: FeastType) -> bool:
+    """Say whether `entity_keys` knows ids of a type."""
+    return dtype in _KEYS
+
+
 _KEYS: dict[object, tuple[int, Callable[[Any], bytes]]] = {
     String: (ValueType.STRING, lambda one: str(one).encode()),
     Int64: (ValueType.INT64, lambda one: struct.pack("<q", int(one))),

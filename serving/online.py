@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastError, FeastObjectNotFoundException
-from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from google.protobuf.message import DecodeError
 from psycopg import Error as PostgresError
 from redis.exceptions import RedisError
@@ -24,6 +23,7 @@ from liber_feast.errors import ArtifactError, ConfigError, OnlineStoreAway, Stor
 from liber_feast.offline_read import Snapshot, locate, open_snapshot
 from liber_feast.repo import open_applied_store, service_schema
 from liber_feast.service_schema import Schema
+from serving.rows import ReadView, Row, open_rows
 
 USER_PROFILE, BEHAVIOR_SEQUENCE, FUSED_VECTOR = "user_profile", "behavior_sequence", "fused_vector"
 FUSION_VERSION = "fusion_version"
@@ -88,7 +88,11 @@ class OnlineFeatures:
             ArtifactError: the store has no such feature service.
         """
         self._service, self._store = service, store
-        self._names = _names_by_key(store, service=service)
+        self._views = _views_by_key(store, service=service)
+        self._rows = {key: open_rows(store, views) for key, views in self._views.items() if views}
+        self._owners = {
+            key: {name: one.name for one in views for name in one.features} for key, views in self._views.items()
+        }
 
     @property
     def service(self) -> str:
@@ -98,12 +102,12 @@ class OnlineFeatures:
     @property
     def user_features(self) -> frozenset[str]:
         """The names of all features that are kept by user."""
-        return frozenset(name for names in self._names[USER].values() for name in names)
+        return frozenset(self._owners[USER])
 
     @property
     def item_features(self) -> frozenset[str]:
         """The names of all features that are kept by item."""
-        return frozenset(name for names in self._names[ITEM].values() for name in names)
+        return frozenset(self._owners[ITEM])
 
     def users(self, user_ids: Sequence[str]) -> list[OnlineRow]:
         """Return the features of users, in their order, with one read of the store.
@@ -118,13 +122,14 @@ class OnlineFeatures:
         return self._read(ITEM, item_ids)
 
     def user_values(self, user_id: str) -> dict[str, Any]:
-        """Return the features of a user by `view__feature`, of equal names in two views both; raises as `users`."""
-        features = [f"{view}:{name}" for view, names in self._names[USER].items() for name in names]
+        """Return the features of a user by `view__feature`, None where the view has no row; raises as `users`."""
         with _reading():
-            response = self._store.get_online_features(
-                features=features, entity_rows={USER: [user_id]}, full_feature_names=True
-            )
-        return {name: values[0] for name, values in response.to_dict().items() if name != USER}
+            (rows,) = self._rows[USER].read([user_id])
+        return {
+            f"{one.name}__{name}": rows.get(one.name, {}).get(name)
+            for one in self._views[USER]
+            for name in one.features
+        }
 
     def published_versions(self, view_name: str, feature: str) -> frozenset[str]:
         """Return the values of a version feature found online for some rows of a view; empty where none is known.
@@ -189,25 +194,37 @@ class OnlineFeatures:
         return list(dict.fromkeys(rows[key].to_pylist()))
 
     def _read(self, key: str, ids: Sequence[str]) -> list[OnlineRow]:
-        names = self._names[key]
-        if not names or not ids:
+        if key not in self._rows or not ids:
             return [OnlineRow(values={key: name}, views=frozenset()) for name in ids]
         with _reading():
-            response = self._store.get_online_features(
-                features=[f"{view}:{name}" for view, features in names.items() for name in features],
-                entity_rows={key: list(ids)},
-            )
-        columns = response.to_dict()
-        there = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
-        # A view's row is there or not as a whole; its first feature tells.
-        statuses = {view: there[features[0]].statuses for view, features in names.items()}
+            found = self._rows[key].read(ids)
+        owners = self._owners[key]
         return [
-            OnlineRow(
-                values={name: column[row] for name, column in columns.items()},
-                views=frozenset(view for view, status in statuses.items() if status[row] == FieldStatus.PRESENT),
-            )
-            for row in range(len(ids))
+            OnlineRow(values=_Values(key, name, owners=owners, rows=rows), views=frozenset(rows))
+            for name, rows in zip(ids, found, strict=True)
         ]
+
+
+class _Values(Mapping[str, Any]):
+    """The key and every feature of a user or an item, from its rows; None of a view that has none."""
+
+    __slots__ = ("_id", "_key", "_owners", "_rows")
+
+    def __init__(self, key: str, name: str, *, owners: Mapping[str, str], rows: Mapping[str, Row]) -> None:
+        self._key, self._id, self._owners, self._rows = key, name, owners, rows
+
+    def __getitem__(self, name: str) -> Any:
+        if name == self._key:
+            return self._id
+        row = self._rows.get(self._owners[name])
+        return None if row is None else row[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield self._key
+        yield from self._owners
+
+    def __len__(self) -> int:
+        return len(self._owners) + 1
 
 
 def open_features(repo: Path, *, service: str) -> OnlineFeatures:
@@ -238,8 +255,8 @@ def _reading() -> Iterator[None]:
         raise OnlineStoreAway(f"the online store cannot be read: {one_line(error)}") from error
 
 
-def _names_by_key(store: FeatureStore, *, service: str) -> dict[str, dict[str, list[str]]]:
-    """Return the features of each view of `service`, by view, by join key."""
+def _views_by_key(store: FeatureStore, *, service: str) -> dict[str, list[ReadView]]:
+    """Return the views of `service` and their features, by join key."""
     try:
         projections = store.get_feature_service(service).feature_view_projections
     except FeastObjectNotFoundException as error:
@@ -248,16 +265,31 @@ def _names_by_key(store: FeatureStore, *, service: str) -> dict[str, dict[str, l
             f"feature service {service!r}, which the run was trained on, is not in the store (it has: {have})."
             " Define it in the feature repo and run `feast apply`."
         ) from error
-    names: dict[str, dict[str, list[str]]] = {USER: {}, ITEM: {}}
+    views: dict[str, list[ReadView]] = {USER: [], ITEM: []}
     for projection in projections:
-        keys = _view(store, projection.name).join_keys
-        if len(keys) != 1 or keys[0] not in names:
+        view = _view(store, projection.name)
+        keys = view.join_keys
+        if len(keys) != 1 or keys[0] not in views:
             raise ArtifactError(
                 f"feature service {service!r}: view {projection.name!r} has the join keys {', '.join(keys) or 'none'};"
                 f" serving reads views of {USER} or {ITEM} alone."
             )
-        names[keys[0]][projection.name_to_use()] = [field.name for field in projection.features]
-    return names
+        views[keys[0]].append(ReadView(view=view, features=tuple(field.name for field in projection.features)))
+    for found in views.values():
+        _check_names(found, service=service)
+    return views
+
+
+def _check_names(views: Sequence[ReadView], *, service: str) -> None:
+    owners: dict[str, str] = {}
+    for one in views:
+        for name in one.features:
+            if name in owners:
+                raise ArtifactError(
+                    f"feature service {service!r}: views {owners[name]!r} and {one.name!r} both have a feature"
+                    f" {name!r}. Leave one of them out of the service."
+                )
+            owners[name] = one.name
 
 
 def _view(store: FeatureStore, name: str) -> FeatureView:

@@ -91,6 +91,8 @@ def test_an_online_store_that_lost_its_tables_is_one_line(
 ) -> None:
     other = shutil.copytree(repo, tmp_path / "repo")
     (other / "data" / "online.db").unlink()
+    assert "No such file" in refusal(capsys, repo=other, run=run)
+    (other / "data" / "online.db").touch()
     assert "no such table" in refusal(capsys, repo=other, run=run)
 
 
