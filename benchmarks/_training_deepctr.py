@@ -1,9 +1,10 @@
 """The peers of the five backbones of fields: models of deepctr-torch over the same fields, trained by its own `fit`.
 
 They have the sizes of ours and no regularization. The behaviors are sequence features that are pooled field by field,
-as `history: mean`; feedback is one more of them, the dense features go into the MLP as they are. AutoInt, xDeepFM and
-FiBiNET count their fields by their tables, so there the behaviors have tables of their own, where ours and those of DCN
-and DeepFM share the item's.
+as `history: mean`; feedback is one more of them. Its models embed no numbers, so the dense features are codes of bins:
+as fields, which they are in ours and in their papers, they take part in every interaction. AutoInt, xDeepFM and FiBiNET
+count their fields by their tables, so there the behaviors have tables of their own, where ours and those of DCN and
+DeepFM share the item's.
 
 Shape suffixes: Q samples, C columns of its one input matrix.
 """
@@ -50,7 +51,7 @@ def make_deepctr_peer(
 ) -> DeepctrPeer:
     """Return the peer of a backbone over the training part of `prepared`."""
     train = prepared.split.train
-    columns = flat_columns(prepared, train=train)
+    columns = flat_columns(prepared, train=train, binned=True)
     features = _features(columns, width=width, shared=name in WITH_SHARED_TABLES)
     linear = [feature for feature in features if columns.features[feature.name]["source"] != "h"]
     kind, own = MODELS[name]
@@ -77,9 +78,6 @@ def _features(columns: Columns, *, width: int, shared: bool) -> list[Any]:
     inputs = peer("deepctr_torch.inputs")
     found: list[Any] = []
     for name, about in columns.features.items():
-        if about["type"] == "numeric":
-            found.append(inputs.DenseFeat(name, 1))
-            continue
         table = about.get("share_embedding") if shared else None
         sparse = inputs.SparseFeat(name, about["vocab_size"], embedding_dim=width, embedding_name=table)
         several = about["type"] == "sequence"

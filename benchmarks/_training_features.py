@@ -41,8 +41,11 @@ class Columns:
         self.values[name], self.features[name] = values, spec
 
 
-def flat_columns(prepared: Prepared, *, train: Array) -> Columns:
-    """Return every field of the samples `train`, the behaviors as sequences that are pooled field by field."""
+def flat_columns(prepared: Prepared, *, train: Array, binned: bool = False) -> Columns:
+    """Return every field of the samples `train`, the behaviors as sequences that are pooled field by field.
+
+    Dense features are numbers or, `binned`, codes.
+    """
     spec, users = prepared.spec, prepared.users
     columns, dense = Columns(), spec.dense(users, items=prepared.items, user_rows=train, item_rows=train)
     for name, codes, count in _fields(spec.user_fields, users.codes[train]):
@@ -50,8 +53,11 @@ def flat_columns(prepared: Prepared, *, train: Array) -> Columns:
     for name, codes, count in _fields(spec.item_fields, prepared.items.codes[train]):
         columns.add(f"item_{name}", codes, count=count, source="item")
     for number, values in enumerate(dense.T):
-        columns.values[f"dense{number}"] = values
-        columns.features[f"dense{number}"] = {"type": "numeric", "source": "user"}
+        if binned:
+            columns.add(f"dense{number}", _bins(values), count=BINS + 1, source="user")
+        else:
+            columns.values[f"dense{number}"] = values
+            columns.features[f"dense{number}"] = {"type": "numeric", "source": "user"}
     rows_QN, mask_QN = users.history.pad(train, width=spec.sequence_length)
     codes_QNT = spec.items.codes[rows_QN] * mask_QN[..., None]
     for name, codes, count in _fields(spec.item_fields, codes_QNT):
@@ -67,8 +73,7 @@ def user_columns(prepared: Prepared, *, train: Array) -> Columns:
         columns.add(f"user_{name}", codes, count=count, source="user")
     dense = spec.dense(users, items=prepared.items, user_rows=train, item_rows=train)
     for number, values in enumerate(dense.T):
-        edges = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1])
-        columns.add(f"dense{number}", 1 + np.searchsorted(edges, values), count=BINS + 1, source="user")
+        columns.add(f"dense{number}", _bins(values), count=BINS + 1, source="user")
     return columns
 
 
@@ -89,6 +94,13 @@ def item_columns(prepared: Prepared, *, train: Array) -> tuple[Columns, list[Arr
     row_of = {tuple(codes): row for row, codes in reversed(list(enumerate(table_IT.tolist())))}
     candidates = [row_of.get(tuple(codes), 0) for codes in prepared.items.codes[train].tolist()]
     return columns, sequences, np.array(candidates) * RATINGS
+
+
+def _bins(values: Array) -> Array:
+    """Return the codes of numbers, from 1 on, each of as many of them."""
+    edges = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1])
+    codes: Array = 1 + np.searchsorted(edges, values)
+    return codes
 
 
 def _feedback(prepared: Prepared, rows: Array, mask_QN: Array) -> Array:

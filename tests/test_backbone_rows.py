@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +30,30 @@ def test_sums_of_rows_are_those_of_an_embedding_bag() -> None:
     found, expected = sum_rows(table, PLACES), F.embedding_bag(PLACES, table, mode="sum")
     assert torch.equal(found, expected)
     torch.testing.assert_close(gradient(table, found), gradient(table, expected))
+
+
+@given(st.integers(1, 40), st.lists(st.integers(0, 39), max_size=60), st.integers(1, 3))
+def test_gradients_are_torch_s_whether_a_row_is_taken_often_or_never(rows: int, places: list[int], width: int) -> None:
+    torch.manual_seed(2)
+    table, taken = torch.randn(rows, 2, requires_grad=True), torch.tensor(places, dtype=torch.int64) % rows
+    torch.testing.assert_close(
+        gradient(table, take_rows(table, taken)), gradient(table, F.embedding(taken, table)), rtol=1e-4, atol=1e-5
+    )
+    bags = taken[: len(taken) // width * width].view(-1, width)
+    torch.testing.assert_close(
+        gradient(table, sum_rows(table, bags)),
+        gradient(table, F.embedding(bags, table).sum(dim=1)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_a_table_of_more_rows_than_sixteen_bits_count_has_the_same_gradients() -> None:
+    table, places = torch.randn(1 << 17, 1, requires_grad=True), torch.tensor([[0, 1 << 16], [65_537, 1 << 16]])
+    found = gradient(table, sum_rows(table, places))
+    torch.testing.assert_close(found, gradient(table, F.embedding(places, table).sum(dim=1)))
+    many = places.flatten().repeat(1 << 16)
+    torch.testing.assert_close(gradient(table, take_rows(table, many)), gradient(table, F.embedding(many, table)))
 
 
 def test_nothing_is_taken_from_nowhere() -> None:

@@ -3,8 +3,9 @@
 Shape suffixes: B samples in the batch, F fields, E embedding width, P = F * (F - 1) / 2 pairs of fields.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from liber_feast.inputs import InputShape
 from training.backbones.embedding import Batch, InputEmbedding, PooledHistory
 from training.backbones.layers import Activation, mlp
 from training.backbones.linear import LinearTerm
+from training.backbones.pairs import bilinear_pairs
 
 Bilinear = Literal["all", "each", "interaction"]
 
@@ -67,22 +69,13 @@ class BilinearInteraction(nn.Module):
     def forward(self, fields_BFE: Tensor) -> Tensor:
         last = fields_BFE.shape[1] - 1
         if self.kind == "interaction":
-            return self._of_pairs(fields_BFE)
+            return bilinear_pairs(fields_BFE, self.weight)
         left_BFE = fields_BFE[:, :last]
         if self.kind == "all":
             mapped_BFE = left_BFE @ self.weight[0]
         else:
             mapped_BFE = torch.einsum("bfe,feg->bfg", left_BFE, self.weight)
         return torch.cat([mapped_BFE[:, i, None] * fields_BFE[:, i + 1 :] for i in range(last)], dim=1)
-
-    def _of_pairs(self, fields_BFE: Tensor) -> Tensor:
-        """Map each left field by the matrices of all its pairs in one product."""
-        counts = range(fields_BFE.shape[1] - 1, 0, -1)
-        pairs = []
-        for i, matrices in enumerate(self.weight.split(list(counts))):
-            mapped_BC = F.linear(fields_BFE[:, i], matrices.transpose(1, 2).flatten(0, 1))
-            pairs.append(mapped_BC.unflatten(-1, (len(matrices), -1)) * fields_BFE[:, i + 1 :])
-        return torch.cat(pairs, dim=1)
 
 
 class FiBiNet(nn.Module):
@@ -113,5 +106,14 @@ class FiBiNet(nn.Module):
         """Return the logits (B,) that the user likes the candidate."""
         fields_BFE = self.inputs.fields(batch)
         of_reweighted = self.reweighted_interaction or self.interaction
-        pairs = [of_reweighted(self.excitation(fields_BFE)), self.interaction(fields_BFE)]
-        return self.linear(batch, fields_BFE) + self.output(torch.cat(pairs, dim=1).flatten(1)).squeeze(-1)
+        pairs = [of_reweighted(self.excitation(fields_BFE)).flatten(1), self.interaction(fields_BFE).flatten(1)]
+        return self.linear(batch, fields_BFE) + self._output(pairs).squeeze(-1)
+
+    def _output(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the MLP of the parts side by side; they are wide, and to put them there takes as long as a layer."""
+        first = cast("nn.Linear", self.output[0])
+        weights = first.weight.split([part.shape[1] for part in parts], dim=1)
+        summed = F.linear(parts[0], weights[0], first.bias)
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            summed = summed + F.linear(part, weight)
+        return cast("Tensor", self.output[1:](summed))

@@ -8,10 +8,13 @@ Shape suffixes: R rows of the table, E their width, B bags, N rows of a bag.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+SORTED_BY_DIGITS = 1 << 16
 
 
 def take_rows(table_RE: Tensor, places: Tensor, *, padding: int | None = None) -> Tensor:
@@ -46,7 +49,11 @@ class _Rows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_ME: Tensor) -> tuple[Tensor | None, ...]:
         (places_M,) = ctx.saved_tensors
-        grad_RE = grad_ME.new_zeros(ctx.count, grad_ME.shape[1]).index_add_(0, places_M, grad_ME)
+        if len(places_M) > ctx.count:
+            order_M, starts_R = grouped(places_M, count=ctx.count)
+            grad_RE = F.embedding_bag(order_M, grad_ME, starts_R, mode="sum")
+        else:
+            grad_RE = grad_ME.new_zeros(ctx.count, grad_ME.shape[1]).index_add_(0, places_M, grad_ME)
         if ctx.padding is not None:
             grad_RE[ctx.padding] = 0
         return grad_RE, None, None
@@ -63,6 +70,15 @@ class _Sums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BE: Tensor) -> tuple[Tensor | None, ...]:
         (places_BN,) = ctx.saved_tensors
-        every_ME = grad_BE.repeat_interleave(places_BN.shape[1], dim=0)
-        grad_RE = grad_BE.new_zeros(ctx.count, grad_BE.shape[1]).index_add_(0, places_BN.flatten(), every_ME)
-        return grad_RE, None
+        order_M, starts_R = grouped(places_BN.flatten(), count=ctx.count)
+        bags_M = order_M.div_(places_BN.shape[1], rounding_mode="floor")
+        return F.embedding_bag(bags_M, grad_BE, starts_R, mode="sum"), None
+
+
+def grouped(places_M: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
+    """Return the positions of all places ordered by place, and where those of each of the `count` rows start."""
+    places = places_M.numpy()
+    if count <= SORTED_BY_DIGITS:
+        places = places.astype(np.uint16)  # of these NumPy sorts digits, in a tenth of the time
+    counts_R = torch.bincount(places_M, minlength=count)
+    return torch.from_numpy(places.argsort(kind="stable")), counts_R.cumsum(dim=0) - counts_R
