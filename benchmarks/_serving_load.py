@@ -15,6 +15,8 @@ from itertools import count
 from typing import Any, Self
 
 OK = 200
+TIMEOUT_S = 60
+"""A server that does not answer for so long counts as an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +75,16 @@ class Client:
     async def ask(self, port: int, request: bytes) -> bool:
         """Return whether a request was answered with 200, its reply read whole."""
         try:
-            reader, writer = self._opened.get(port) or await self._open(port)
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(_length(head))
+            async with asyncio.timeout(TIMEOUT_S):
+                reader, writer = self._opened.get(port) or await self._open(port)
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(_length(head))
             return int(head.split(b" ", 2)[1]) == OK
-        except (OSError, asyncio.IncompleteReadError):
-            self._opened.pop(port, None)
+        except (OSError, ValueError, asyncio.IncompleteReadError):
+            opened = self._opened.pop(port, None)
+            if opened is not None:
+                opened[1].close()
             return False
 
     async def _open(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

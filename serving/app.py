@@ -36,6 +36,7 @@ from serving.limits import ID_LENGTH_LIMIT, RETRY_AFTER_S, TOKEN_VARIABLE, Gate
 from serving.service import Service
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The body is no text in UTF-8"},
     401: {"model": Problem, "description": f"No bearer token, or a wrong one, where {TOKEN_VARIABLE} is set"},
     408: {"model": Problem, "description": "The body did not arrive in time"},
     413: {"model": Problem, "description": "The body is too large"},

@@ -73,16 +73,19 @@ def open_rows(store: FeatureStore, views: Sequence[ReadView]) -> RowReader:
 
 
 class Encoded(Mapping[str, Any]):
-    """The row of a view as it is kept; a value is decoded when it is asked for, and None if it is not there."""
+    """The row of a view as it is kept; a value is decoded when it is first asked for, and None if it is not there."""
 
-    __slots__ = ("_kept", "_types")
+    __slots__ = ("_decoded", "_kept", "_types")
 
     def __init__(self, kept: Mapping[str, bytes | None], types: Mapping[str, ValueType]) -> None:
         self._kept, self._types = kept, types
+        self._decoded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        kind, kept = self._types[name], self._kept.get(name)
-        return feast_value_type_to_python_type(Value.FromString(kept), kind) if kept else None
+        if name not in self._decoded:
+            kind, kept = self._types[name], self._kept.get(name)
+            self._decoded[name] = feast_value_type_to_python_type(Value.FromString(kept), kind) if kept else None
+        return self._decoded[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._types)

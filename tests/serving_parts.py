@@ -1,5 +1,6 @@
 """A small feature store and small runs that fit it, for the tests of serving."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from training.fit_inputs import InputOptions, fit_inputs
 PATIENT = Limits(request_timeout_s=60, store_timeout_s=30)
 """For tests of what is answered, not when: the machine may be busy."""
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
+SQLITE: Mapping[str, Any] = {"type": "sqlite", "path": "data/online.db"}
 VERSION, OTHER_VERSION = "attention-00000001", "attention-00000002"
 WIDTH, FUSED_WIDTH, ITEM_WIDTH = 6, 4, 3
 ITEM_ENCODER, OTHER_ENCODER = "items-1", "items-2"
@@ -135,12 +137,12 @@ def make_run(
     return folder
 
 
-def make_store(repo: Path, *, run: Path) -> Path:
+def make_store(repo: Path, *, run: Path, project: str = "small", online_store: Mapping[str, Any] = SQLITE) -> Path:
     """Apply a feature repo with the views of the design, and write users and items online.
 
     The fused vectors are those of `run`'s own fusion weights, also where a row claims another version.
     """
-    write_configuration(repo)
+    write_configuration(repo, project=project, online_store=online_store)
     user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
     item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING)
     views = [_view(name, item if name.startswith("item") else user, schema) for name, schema in SCHEMAS.items()]
@@ -159,11 +161,11 @@ def make_store(repo: Path, *, run: Path) -> Path:
     return repo
 
 
-def write_configuration(repo: Path) -> Path:
+def write_configuration(repo: Path, *, project: str = "small", online_store: Mapping[str, Any] = SQLITE) -> Path:
     repo.mkdir(parents=True, exist_ok=True)
     (repo / "feature_store.yaml").write_text(
-        "project: small\nprovider: local\nregistry: data/registry.db\noffline_store: {type: file}\n"
-        "online_store: {type: sqlite, path: data/online.db}\nentity_key_serialization_version: 3\n",
+        f"project: {project}\nprovider: local\nregistry: data/registry.db\noffline_store: {{type: file}}\n"
+        f"online_store: {json.dumps(dict(online_store))}\nentity_key_serialization_version: 3\n",
         encoding="utf-8",
     )
     return repo

@@ -1,16 +1,5 @@
-import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 import pytest
 from feast import FeatureStore
@@ -18,9 +7,7 @@ from feast import FeatureStore
 from serving.__main__ import main
 from serving.ranker import open_ranker
 from tests.serving_parts import OTHER_VERSION, VERSION, make_run, make_store, publish_fused, write_configuration
-
-PROJECT = Path(__file__).parent.parent
-START_S = 180
+from tests.serving_process import PATIENT_OPTIONS, fetch, serving
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +112,8 @@ def test_the_server_answers_over_http_until_it_is_terminated(
     repo: Path, run: Path, tmp_path: Path, workers: int
 ) -> None:
     log = tmp_path / "stderr"
-    with serving(repo=repo, run=run, workers=workers, log=log) as address:
+    options = [*PATIENT_OPTIONS, "--workers", str(workers)]
+    with serving(*options, repo=repo, run=run, log=log) as address:
         body = fetch(f"{address}/v1/score", body={"user_id": "u1", "item_ids": ["i1", "ghost"]})
         assert [item["title"] for item in body["scores"]] == ["Title of i1", None]
         assert fetch(f"{address}/healthz")["model"] == body["model"]
@@ -134,46 +122,3 @@ def test_the_server_answers_over_http_until_it_is_terminated(
         f"serving din-liber (training.backbones.din:DIN, ctr_serving, fusion {VERSION}) on {address}\n"
     )
     assert "Traceback" not in text
-
-
-@contextmanager
-def serving(*, repo: Path, run: Path, workers: int, log: Path) -> Iterator[str]:
-    """Start `python -m serving` on a free port, and stop it at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "serving", "--repo", str(repo), "--model", str(run)]
-    command += ["--port", str(port), "--workers", str(workers)]
-    command += ["--request-timeout-s", "60", "--store-timeout-s", "30"]  # the machine may be busy
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, "PYTHONPATH": str(PROJECT)}
-        )
-        try:
-            wait_for(f"http://127.0.0.1:{port}/healthz", process=process, log=log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            written, _ = process.communicate(timeout=60)
-    assert written == b""
-
-
-def wait_for(address: str, *, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + START_S
-    while time.monotonic() < until:
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        try:
-            fetch(address)
-        except URLError:
-            time.sleep(0.2)
-        else:
-            return
-    raise AssertionError(log.read_text(encoding="utf-8"))
-
-
-def fetch(address: str, *, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    content = None if body is None else json.dumps(body).encode()
-    request = Request(address, data=content, headers={"content-type": "application/json"})
-    with urlopen(request, timeout=60) as response:
-        found: dict[str, Any] = json.load(response)
-        return found
