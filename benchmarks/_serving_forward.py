@@ -43,8 +43,7 @@ def forward_figures(*, data: str, users: int | None, runs: int) -> dict[str, dic
     with torch.inference_mode():
         fused = {name: value for name, value in raw.items() if name not in ("vectors", "sealed")}
         fused["fused"] = liber.inputs.fused(raw)
-    text = {**fused, "vectors": raw["vectors"][:, -1:], "sealed": torch.ones(SAMPLES, 1, dtype=torch.bool)}
-    del text["fused"]
+    text = {**raw, "vectors": raw["vectors"][:, -1:], "sealed": torch.ones(SAMPLES, 1, dtype=torch.bool)}
     passes: dict[str, Callable[[], object]] = {
         "base": _pass(_model(plain.spec.shape), base),
         "liber": _pass(liber, fused),

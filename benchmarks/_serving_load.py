@@ -68,8 +68,7 @@ class Answers:
 class Client:
     """A connection to each server."""
 
-    def __init__(self, load: Load) -> None:
-        self._load = load
+    def __init__(self) -> None:
         self._opened: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
 
     async def ask(self, port: int, request: bytes) -> bool:
@@ -115,7 +114,7 @@ async def put(load: Load) -> Mapping[str, Any]:
 
     async def ask_all() -> None:
         nonlocal errors
-        client = Client(load)
+        client = Client()
         while time.perf_counter() < end:
             place = next(places)
             # Which server comes first changes, too.

@@ -3,12 +3,8 @@
 import json
 import random
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,11 +18,11 @@ from deltalake import DeltaTable
 
 from liber_feast.behavior import ITEM, USER
 from liber_feast.datasets.writer import DESCRIPTION
-from liber_feast.quickstart import Steps, script_of
+from liber_feast.errors import LiberError
+from liber_feast.quickstart import Steps, free_port, liber_command, script_of, stop, wait_until_healthy
+from tests.online_parts import REDIS, forget_redis
 
 ROOT = Path(__file__).resolve().parents[1]
-START_S = 120
-REDIS = "127.0.0.1:6379"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +33,12 @@ class Served:
     run: Path
 
 
-def liber(*arguments: str) -> list[str]:
-    """Return a command of ours."""
-    return [sys.executable, "-m", "liber_feast.cli", *arguments]
-
-
 def make_served(folder: Path, *, data: str, users: int, behaviors: int) -> dict[str, Served]:
     """Load, materialize and fit: return what is served for each feature set, all over SQLite."""
     repo, steps = folder / "feature_repo", Steps()
     shutil.copytree(ROOT / "feature_repo", repo, ignore=shutil.ignore_patterns("data", "data-*", "__pycache__"))
     sizes = ["--users", str(users), "--behaviors", str(behaviors)] if data == "synthetic" else []
-    steps.run("load", liber("load", data, *sizes, "--repo", str(repo), "--json"))
+    steps.run("load", [*liber_command(), "load", data, *sizes, "--repo", str(repo), "--json"])
     feast(steps, repo, "apply")
     materialize(steps, repo)
     runs = {name: folder / "runs" / name for name in ("baseline", "liber", "liber+evidence")}
@@ -57,7 +48,7 @@ def make_served(folder: Path, *, data: str, users: int, behaviors: int) -> dict[
     other = folder / "with_evidence"
     shutil.copytree(repo, other)
     for name, fused in (("liber", repo), ("liber+evidence", other)):
-        steps.run(f"fuse {name}", liber("fuse", str(runs[name]), "--repo", str(fused), "--json"))
+        steps.run(f"fuse {name}", [*liber_command(), "fuse", str(runs[name]), "--repo", str(fused), "--json"])
     return {
         "baseline": Served(repo=repo, run=runs["baseline"]),
         "liber": Served(repo=repo, run=runs["liber"]),
@@ -97,11 +88,10 @@ def on_redis(served: Served, *, folder: Path) -> Iterator[Served | None]:
     try:
         feast(steps, repo, "apply")
         materialize(steps, repo)
-        steps.run("republish", liber("republish", "--repo", str(repo), "--json"))
+        steps.run("republish", [*liber_command(), "republish", "--repo", str(repo), "--json"])
         yield Served(repo=repo, run=served.run)
     finally:
-        for key in client.scan_iter(b"*" + project.encode()):
-            client.delete(key)
+        forget_redis(project)
 
 
 def questions(repo: Path, *, count: int, items: int) -> list[str]:
@@ -124,24 +114,16 @@ class Server:
     """`python -m serving` of a run, as a process of its own."""
 
     def __init__(self, served: Served) -> None:
-        """Start it, and wait until it is ready."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        """Start it, and wait until it answers."""
+        self.port = free_port()
         command = [sys.executable, "-m", "serving", "--repo", str(served.repo), "--model", str(served.run)]
-        self._process = subprocess.Popen([*command, "--port", str(self.port)], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_S
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{' '.join(command)} is not ready")
-            time.sleep(0.2)
-
-    def _is_ready(self) -> bool:
+        command += ["--port", str(self.port)]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5):
-                return True
-        except (urllib.error.URLError, OSError):
-            return False
+            wait_until_healthy(self._process, port=self.port, command=" ".join(command))
+        except LiberError:
+            self.close()
+            raise
 
     @property
     def resident_kib(self) -> int:
@@ -151,8 +133,7 @@ class Server:
 
     def close(self) -> None:
         """End the process."""
-        self._process.terminate()
-        self._process.wait(30)
+        stop(self._process)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks._choices import some_of
 from benchmarks._serving_forward import forward_figures
 from benchmarks._serving_load import Answers, Load
 from benchmarks._serving_stores import Served, make_served, on_redis, questions, serving
@@ -130,20 +131,12 @@ def _tell(found: Mapping[str, Any]) -> None:
     print(json.dumps(found), file=sys.stderr, flush=True)
 
 
-def _asked_parts(text: str) -> list[str]:
-    parts = text.split(",")
-    unknown = sorted(set(parts) - set(PARTS))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown. Known: {', '.join(PARTS)}.")
-    return parts
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", default="synthetic")
     parser.add_argument("--users", type=int, default=60, help="of the synthetic data that is served")
     parser.add_argument("--behaviors", type=int, default=6_000, help="of the synthetic data that is served")
-    parser.add_argument("--parts", type=_asked_parts, default=list(PARTS))
+    parser.add_argument("--parts", type=some_of(PARTS), default=list(PARTS))
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--sustained", type=float, default=60.0)
     asked = parser.parse_args()

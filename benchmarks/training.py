@@ -41,6 +41,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from benchmarks._choices import some_of
 from benchmarks._training_deepctr import make_deepctr_peer
 from benchmarks._training_peers import BATCH_SIZE, DROPOUT, HIDDEN, SEQUENTIAL, WIDTH, make_peer
 from benchmarks._training_samples import benchmark_samples
@@ -265,14 +266,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _asked_backbones(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = sorted(set(names) - set(SEVEN))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown. Known: {', '.join(SEVEN)}.")
-    return names
-
-
 def _asked_runs(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more.")
@@ -282,7 +275,7 @@ def _asked_runs(text: str) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", default="synthetic")
-    parser.add_argument("--backbones", type=_asked_backbones, default=list(SEVEN))
+    parser.add_argument("--backbones", type=some_of(SEVEN), default=list(SEVEN))
     parser.add_argument("--runs", type=_asked_runs, default=3)
     asked = parser.parse_args()
     for package in ("fuxictr", "deepctr_torch"):

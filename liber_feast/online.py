@@ -127,14 +127,20 @@ def _is_of_users(view: FeatureView) -> bool:
 
 def open_writer(store: OnlineStore, config: RepoConfig) -> OnlineWriter:
     """Return what writes to a store."""
-    block, kind = config.online_store, f"{type(store).__module__}.{type(store).__qualname__}"
-    if getattr(block, "vector_enabled", False) or getattr(block, "enable_openai_compatible_store", False):
-        return FeastWriter(store, config)  # has columns of its own, which Feast fills
-    if kind not in _WRITERS:
+    kind = known_kind(store, config)
+    if kind is None:
         return FeastWriter(store, config)
     module, name = _WRITERS[kind]
     writer: OnlineWriter = getattr(import_module(module), name)(config)
     return writer
+
+
+def known_kind(store: OnlineStore, config: RepoConfig) -> str | None:
+    """Return the full name of a store's class, None where we do not know how it keeps rows."""
+    block, kind = config.online_store, f"{type(store).__module__}.{type(store).__qualname__}"
+    if getattr(block, "vector_enabled", False) or getattr(block, "enable_openai_compatible_store", False):
+        return None  # has columns of its own, which Feast fills
+    return kind if kind in _WRITERS else None
 
 
 def let_go_of_lost(store: OnlineStore) -> bool:

@@ -106,11 +106,16 @@ class RedisWriter:
         return redis_key(entity_key, config=self._config)
 
     def _name(self, view: FeatureView) -> str:
-        return str(compute_versioned_name(view, self._config.registry.enable_online_feature_view_versioning))
+        return name_of(view, config=self._config)
 
     @cached_property
     def _client(self) -> Any:
         return open_client(self._block)
+
+
+def name_of(view: FeatureView, *, config: RepoConfig) -> str:
+    """Return what the fields of a view are called by in a hash."""
+    return str(compute_versioned_name(view, config.registry.enable_online_feature_view_versioning))
 
 
 def redis_key(entity_key: bytes, *, config: RepoConfig) -> bytes:

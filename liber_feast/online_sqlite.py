@@ -133,8 +133,7 @@ class SqliteWriter:
                 self._opened = None
 
     def _table(self, view: FeatureView) -> str:
-        is_versioned = self._config.registry.enable_online_feature_view_versioning
-        return str(compute_table_id(self._config.project, view, is_versioned))
+        return table_of(view, config=self._config)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -205,6 +204,11 @@ def _feature_rows(rows: EncodedRows) -> Iterator[tuple[bytes, str, bytes, str | 
 def _seconds(micros: int) -> int:
     """Return a time as Feast keeps it there."""
     return int(adapt_datetime_epoch(_EPOCH + timedelta(microseconds=micros)))
+
+
+def table_of(view: FeatureView, *, config: RepoConfig) -> str:
+    """Return the name of the table that Feast keeps a view in."""
+    return str(compute_table_id(config.project, view, config.registry.enable_online_feature_view_versioning))
 
 
 def quoted(name: str) -> str:

@@ -93,7 +93,7 @@ def run_quickstart(
     steps.run("materialize", [feast, "materialize", window["start"], window["end"]], cwd=repo, is_json=False)
     fits = {features: _fit(steps, features, repo=repo, runs=runs) for features in FITS}
     served = runs / f"din-{SERVED}"
-    steps.run("fuse", [*_liber(), "fuse", str(served), "--repo", str(repo), "--json"])
+    steps.run("fuse", [*liber_command(), "fuse", str(served), "--repo", str(repo), "--json"])
     scored = _serve_and_score(steps, repo=repo, model=served)
     facts = _facts(steps, repo=repo, runs=runs, fits=fits, scored=scored)
     if as_json:
@@ -103,7 +103,7 @@ def run_quickstart(
 
 
 def _load(steps: Steps, data: str, *, repo: Path, users: int | None, behaviors: int | None) -> None:
-    command = [*_liber(), "load", data, "--repo", str(repo), "--move-aside", "--json"]
+    command = [*liber_command(), "load", data, "--repo", str(repo), "--move-aside", "--json"]
     for name, value in (("--users", users), ("--behaviors", behaviors)):
         command += [] if value is None else [name, str(value)]
     loaded = steps.run("load", command)
@@ -122,14 +122,12 @@ def _fit(steps: Steps, features: str, *, repo: Path, runs: Path) -> dict[str, An
 def _serve_and_score(steps: Steps, *, repo: Path, model: Path) -> dict[str, Any]:
     """Start the server, score the items for one user over HTTP, stop the server."""
     user_id, item_ids = _whom_and_what(repo)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "serving", "--repo", str(repo), "--model", str(model), "--port", str(port)]
     sys.stderr.write(f"\n$ {_shown(command, None)}\n")
     with steps.timed("serve"), subprocess.Popen(command, stdout=sys.stderr) as server:
         try:
-            _wait_until_healthy(server, port=port, command=_shown(command, None))
+            wait_until_healthy(server, port=port, command=_shown(command, None))
             return score(f"http://127.0.0.1:{port}/v1/score", {"user_id": user_id, "item_ids": item_ids})
         finally:
             stop(server)
@@ -152,6 +150,13 @@ def score(url: str, question: Mapping[str, Any]) -> dict[str, Any]:
         raise LiberError(f"{url} did not answer with scores: {error}") from error
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def stop(server: subprocess.Popen[bytes]) -> None:
     """End a server, by force where it does not end when asked."""
     server.terminate()
@@ -161,7 +166,13 @@ def stop(server: subprocess.Popen[bytes]) -> None:
         server.kill()
 
 
-def _wait_until_healthy(server: subprocess.Popen[bytes], *, port: int, command: str) -> None:
+def wait_until_healthy(server: subprocess.Popen[bytes], *, port: int, command: str) -> None:
+    """Wait for a server that has just been started.
+
+    Raises:
+        StepFailed: it ended.
+        LiberError: it does not answer in time.
+    """
     until = time.monotonic() + SERVER_START_S
     while time.monotonic() < until:
         if server.poll() is not None:
@@ -237,7 +248,8 @@ def _ranking(scores: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"{one['score']:.3f}  {one['title'] or one['item_id']}" for one in ranked)
 
 
-def _liber() -> list[str]:
+def liber_command() -> list[str]:
+    """Return the start of a command of ours."""
     own = Path(script_of("liber"))
     return [str(own)] if own.is_absolute() else [sys.executable, "-m", "liber_feast.cli"]
 

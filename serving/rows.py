@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from feast import FeatureStore, FeatureView
-from feast.infra.online_stores.helpers import compute_table_id
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import feast_value_type_to_python_type
 from feast.value_type import ValueType
 
-from liber_feast.online_sqlite import quoted
+from liber_feast.online import known_kind
+from liber_feast.online_sqlite import quoted, table_of
 from liber_feast.online_values import can_encode, entity_keys
 
 KEYS_PER_STATEMENT = 4_096
-"""SQLite takes 32,766 in one."""
+"""SQLite takes 32,766 in one. A power of two, as the number of keys in each is: so there are few statements."""
 LOCK_SECONDS = 5.0
 Row = Mapping[str, Any]
 """The values of one view's row by feature."""
@@ -58,15 +58,13 @@ class RowReader(Protocol):
 
 def open_rows(store: FeatureStore, views: Sequence[ReadView]) -> RowReader:
     """Return what reads the rows of `views`, which have one join key in common."""
-    kind, config = type(store._get_provider().online_store).__qualname__, store.config
+    kind = known_kind(store._get_provider().online_store, store.config) or ""
     columns = {(column.name, column.dtype) for one in views for column in one.view.entity_columns}
-    block = config.online_store
-    plain = not (getattr(block, "vector_enabled", False) or getattr(block, "enable_openai_compatible_store", False))
-    if len(columns) == 1 and can_encode(*(dtype for _, dtype in columns)) and plain:
-        if kind == "SqliteOnlineStore":
+    if len(columns) == 1 and can_encode(*(dtype for _, dtype in columns)):
+        if kind.endswith(".SqliteOnlineStore"):
             return SqliteRows(store, views)
-        if kind == "RedisOnlineStore" and getattr(block, "client", "redis") == "redis":
-            from serving.rows_redis import RedisRows  # noqa: PLC0415  # without the extra there is no client
+        if kind.endswith(".RedisOnlineStore") and getattr(store.config.online_store, "client", "redis") == "redis":
+            from serving.rows_redis import RedisRows  # noqa: PLC0415  # imports Feast's store and its client
 
             return RedisRows(store, views)
     return FeastRows(store, views)
@@ -117,8 +115,7 @@ class SqliteRows:
         self._views = list(views)
         self._types = [one.types for one in views]
         self._path = Path(type(store._get_provider().online_store)._get_db_path(config))  # type: ignore[attr-defined]
-        is_versioned = config.registry.enable_online_feature_view_versioning
-        tables = [str(compute_table_id(config.project, one.view, is_versioned)) for one in views]
+        tables = [table_of(one.view, config=config) for one in views]
         self._statement = _statement_of(tables, [one.features for one in views])
         self._opened = threading.local()
 
@@ -133,6 +130,7 @@ class SqliteRows:
         kept: dict[tuple[int, bytes], dict[str, bytes]] = {}
         for start in range(0, len(distinct), KEYS_PER_STATEMENT):
             some = distinct[start : start + KEYS_PER_STATEMENT]
+            some += some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
             for place, key, name, value in self._connection().execute(self._statement(len(some)), some):
                 kept.setdefault((place, key), {})[name] = value
         return [self._rows(key, kept) for key in keys]

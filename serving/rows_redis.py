@@ -5,9 +5,9 @@ from functools import cached_property
 from typing import Any
 
 from feast import FeatureStore
-from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
+from feast.infra.online_stores.helpers import _mmh3
 
-from liber_feast.online_redis import open_client, redis_key
+from liber_feast.online_redis import name_of, open_client, redis_key
 from serving.rows import Encoded, ReadView, Row, keys_of
 
 
@@ -18,8 +18,7 @@ class RedisRows:
         config = store.config
         self._config, self._views = config, list(views)
         self._types = [one.types for one in views]
-        is_versioned = config.registry.enable_online_feature_view_versioning
-        names = [str(compute_versioned_name(one.view, is_versioned)) for one in views]
+        names = [name_of(one.view, config=config) for one in views]
         self._fields = [
             field
             for name, one in zip(names, views, strict=True)
