@@ -7,7 +7,7 @@ result to new memory, in processes of their own: like a training run, each has t
 `gather_over_index_select` is the speed of `WindowTable.gather` over that of a bare `torch.index_select` of as many rows
 of the same tensor, (1,000,000, 64) float32 on the CPU, windows of 50, a batch of 512 (`gather_1_thread`: on one). Each
 batch is read by one of the two alone, as the other would find it in the processor's cache. Both run as a fit does, with
-freed memory kept (`training.allocator`): without that the time is that of getting pages from the system.
+freed memory kept (`liber_feast.allocator`): without that the time is that of getting pages from the system.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from feast import FeatureStore, Field
 from feast.types import Array, Float64, Int64, String
 
 from benchmarks._offline import SPAN_US, START_US, WARM_UP_ROWS, measured_apart, open_view
+from liber_feast.allocator import keep_freed_memory
 from liber_feast.offline_positions import sequence_positions
-from training.allocator import keep_freed_memory
 from training.windows import load_table
 
 USERS, ITEMS, BEHAVIORS, LENGTH = 10_000, 20_000, 1_000_000, 50

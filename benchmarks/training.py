@@ -45,8 +45,8 @@ from benchmarks._choices import some_of
 from benchmarks._training_deepctr import make_deepctr_peer
 from benchmarks._training_peers import BATCH_SIZE, DROPOUT, HIDDEN, SEQUENTIAL, WIDTH, make_peer
 from benchmarks._training_samples import benchmark_samples
+from liber_feast.allocator import keep_freed_memory
 from liber_feast.artifact import build_backbone
-from training.allocator import keep_freed_memory
 from training.backbones import BACKBONES
 from training.batches import SampleBatches
 from training.fit import Prepared, batches, make_optimizer, prepare, take_step

@@ -1,7 +1,7 @@
 """What `liber_feast.inputs` makes of feature rows: shapes, the item table, and users and items as arrays."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,10 @@ MemoryKind = Literal["partitions", "knowledge"]
 """Whose vectors a memory has: those of partitions, which LIBER fuses, or that of one text over the history (KAR)."""
 DENSE_COUNT = 3
 """Dense numbers of a sample without item texts."""
+PLACES = "history_places"
+"""(B, N): where each behavior's item stands among the batch's distinct ones, if these are there."""
+DISTINCT = ("distinct_codes", "distinct_numbers")
+"""The items that a batch's behaviors are of, each once, (I, T) and (I, V, 2); padding is one of them, all zeros."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,3 +89,14 @@ class EncodedUsers:
     history_vectors: Floats | None = None
     """(N, E) vectors of the behaviors' items where they are not those of the item table."""
     evidence: UserEvidence | None = None
+
+
+def distinct_items(
+    table: ItemTable, *, users: EncodedUsers, user_rows: npt.NDArray[Any], length: int
+) -> dict[str, npt.NDArray[Any]]:
+    """Return for samples of the users (`user_rows[b]`) the items of their windows as `DISTINCT` and `PLACES`."""
+    users_U, place_B = np.unique(user_rows, return_inverse=True)
+    rows_UN, _ = users.history.pad(users_U, width=length)
+    rows_I, places = np.unique(rows_UN, return_inverse=True)
+    found = (table.codes[rows_I], table.numbers[rows_I], places.reshape(rows_UN.shape)[place_B])
+    return dict(zip((*DISTINCT, PLACES), found, strict=True))

@@ -133,10 +133,9 @@ def read_user_evidence(rows: pa.Table, *, width: int) -> UserEvidence:
         if name not in rows.column_names:
             raise ConfigError(f"evidence features need the column {name!r}; found none in the rows.")
     evidence = read_rows(rows, MEMORY_EVIDENCE, width=width)
-    there = pa.array(evidence.rows >= 0)
+    there = evidence.rows >= 0
     like_rates, counts = (
-        np.nan_to_num(floats(column(rows.filter(there), name, kind=pa.float64())))
-        for name in (MEMORY_LIKE_RATE, MEMORY_COUNT)
+        np.nan_to_num(floats(column(rows, name, kind=pa.float64())))[there] for name in (MEMORY_LIKE_RATE, MEMORY_COUNT)
     )
     return UserEvidence(evidence=evidence, like_rates=like_rates, behavior_counts=counts)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from liber_feast.ragged import list_values
+from liber_feast.ragged import list_values, whole
 
 NUMBER_LIMIT = 4.0
 """Standardized numbers are cut here: one wrong price must not rule a score."""
@@ -85,8 +85,7 @@ def _numbers(rows: pa.Table, field: InputField) -> Floats:
 def column(rows: pa.Table, name: str, *, kind: pa.DataType) -> pa.Array:
     if name not in rows.column_names:
         return pa.nulls(rows.num_rows, kind)
-    found = rows.column(name).cast(kind)
-    return pa.concat_arrays(found.chunks) if found.num_chunks else pa.array([], kind)
+    return whole(rows.column(name), kind=kind)
 
 
 def strings(rows: pa.Table, name: str) -> pa.Array:
@@ -94,4 +93,5 @@ def strings(rows: pa.Table, name: str) -> pa.Array:
 
 
 def floats(values: pa.Array) -> npt.NDArray[np.float64]:
-    return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+    plain = values if pa.types.is_float64(values.type) else values.cast(pa.float64())
+    return np.asarray(plain.to_numpy(zero_copy_only=False), np.float64)

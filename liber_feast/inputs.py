@@ -20,6 +20,8 @@ The arrays of a batch (B samples; T code slots, V numbers; N behaviors; P partit
 | item_vector | (B, E) float32 | where the match of the memory is learned, in training: the candidate's vector |
 | partitions, partition_there | (B, P, E + 1), (B, P) | likewise: evidence and log behaviors of each partition |
 | fused | (B, F) float32 | with LIBER at serving: the vector computed when the last partition was sealed |
+| distinct_codes, distinct_numbers | (I, T), (I, V, 2) | in requests: the items of the history, each once |
+| history_places | (B, N) int64 | likewise: where each behavior's item, or padding, stands among them |
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from liber_feast.behavior import ITEM
-from liber_feast.encoded import DENSE_COUNT, EncodedItems, EncodedUsers, InputShape, ItemTable, MemoryKind
+from liber_feast.encoded import (
+    DENSE_COUNT,
+    EncodedItems,
+    EncodedUsers,
+    InputShape,
+    ItemTable,
+    MemoryKind,
+    distinct_items,
+)
 from liber_feast.errors import ConfigError
 from liber_feast.evidence_rows import (
     ITEM_VECTOR,
@@ -57,9 +67,9 @@ from liber_feast.fields import (
     strings,
 )
 from liber_feast.match import matches
-from liber_feast.partition_vectors import VECTORS, check_finite, read_partition_vectors
+from liber_feast.partition_vectors import FUSED, VECTORS, read_fused_vectors, read_partition_vectors
 from liber_feast.pit import as_of, key_codes
-from liber_feast.ragged import Ragged, list_values
+from liber_feast.ragged import Ragged
 from liber_feast.recent_behaviors import RecentBehaviors, read_recent_behaviors
 
 __all__ = ["Batch", "EncodedItems", "EncodedUsers", "InputShape", "InputSpec", "ItemTable", "MemoryKind"]
@@ -148,7 +158,9 @@ class InputSpec:
             given = given.drop_columns([ITEM]) if ITEM in given.column_names else given
             given = given.append_column(ITEM, pa.array(list(item_ids), pa.string()))
         users, items, every = self.encode_users(user, newer=newer), self._known_items(given), np.arange(len(item_ids))
-        return self.batch(users, items=items, user_rows=every * 0 if user_rows is None else user_rows, item_rows=every)
+        of_users = every * 0 if user_rows is None else user_rows
+        batch = self.batch(users, items=items, user_rows=of_users, item_rows=every)
+        return batch | distinct_items(self.items, users=users, user_rows=of_users, length=self.sequence_length)
 
     def encode_items(self, rows: pa.Table, *, times: npt.NDArray[np.int64] | None = None) -> EncodedItems:
         """Return the candidates of `rows` from the item columns of each row itself.
@@ -216,23 +228,25 @@ class InputSpec:
         self, users: EncodedUsers, *, items: EncodedItems, user_rows: npt.NDArray[Any], item_rows: npt.NDArray[Any]
     ) -> Batch:
         """Return the arrays of the samples (`user_rows[b]`, `item_rows[b]`), padding what is ragged."""
-        rows_BN, mask_BN = users.history.pad(user_rows, width=self.sequence_length)
-        rating_BN, _ = users.ratings.pad(user_rows, width=self.sequence_length)
-        arrays: Batch = {
-            "user_codes": users.codes[user_rows],
-            "user_numbers": users.numbers[user_rows],
+        users_U, place_B = np.unique(user_rows, return_inverse=True)  # of a request, few
+        rows_UN, mask_UN = users.history.pad(users_U, width=self.sequence_length)
+        rating_UN, _ = users.ratings.pad(users_U, width=self.sequence_length)
+        of_users = {
+            "user_codes": users.codes[users_U],
+            "user_numbers": users.numbers[users_U],
+            "history_codes": self.items.codes[rows_UN],
+            "history_numbers": self.items.numbers[rows_UN],
+            "history_mask": mask_UN,
+            "history_liked": mask_UN & self.liked(rating_UN),
+            "history_rating": np.where(mask_UN, self.standard_ratings(rating_UN), np.float32(0)),
+        }
+        arrays: Batch = {name: values[place_B] for name, values in of_users.items()} | {
             "item_codes": items.codes[item_rows],
             "item_numbers": items.numbers[item_rows],
-            "history_codes": self.items.codes[rows_BN],
-            "history_numbers": self.items.numbers[rows_BN],
-            "history_mask": mask_BN,
-            "history_liked": mask_BN & self.liked(rating_BN),
-            "history_rating": np.where(mask_BN, self.standard_ratings(rating_BN), np.float32(0)),
             "dense": self.dense(users, items=items, user_rows=user_rows, item_rows=item_rows),
         }
         if self.learns_match:
-            assert users.evidence is not None
-            assert users.evidence.partitions is not None
+            assert users.evidence is not None and users.evidence.partitions is not None
             assert items.vectors is not None
             arrays["item_vector"] = items.vectors.take(item_rows)
             arrays["partitions"], arrays["partition_there"] = users.evidence.partitions.pad(user_rows, width=None)
@@ -359,26 +373,12 @@ class InputSpec:
         return np.stack([rate, standard, length / self.sequence_length], axis=1).astype(np.float32)
 
     def _with_memory(self, users: EncodedUsers, *, rows: pa.Table) -> EncodedUsers:
-        if "fused" in rows.column_names:
-            return replace(users, fused=self._fused(rows))
+        if FUSED in rows.column_names:
+            return replace(users, fused=read_fused_vectors(rows, width=self.fused_width))
         if VECTORS not in rows.column_names:
             raise ConfigError(f"LIBER features need the column `{VECTORS}` or `fused`; found neither in the rows.")
         vectors = read_partition_vectors(rows, width=self.memory_width, last=self.max_partitions)
         return replace(users, vectors=vectors)
-
-    def _fused(self, rows: pa.Table) -> Floats:
-        flat = list_values(rows, "fused", kind=pa.float32(), last=None)
-        values = check_finite(flat, name="fused")
-        there = flat.lengths > 0
-        wrong = np.flatnonzero(there & (flat.lengths != self.fused_width))
-        if len(wrong):
-            raise ConfigError(
-                f"column 'fused' is {int(flat.lengths[wrong[0]])} wide in row {int(wrong[0])}, the run needs"
-                f" {self.fused_width}. Publish the fused vectors with this run's fusion weights."
-            )
-        fused = np.zeros((rows.num_rows, self.fused_width), np.float32)
-        fused[there] = values.reshape(-1, self.fused_width)
-        return fused
 
 
 _PLAIN_NAMES = (

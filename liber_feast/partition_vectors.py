@@ -1,4 +1,4 @@
-"""The partition vectors in a row's list of floats."""
+"""The partition vectors, and the fused one, in a row's list of floats."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,7 @@ from liber_feast.errors import ConfigError, DataSetError
 from liber_feast.fields import Floats
 from liber_feast.ragged import Ragged, RaggedValues, list_values
 
-VECTORS = "vectors"
+VECTORS, FUSED = "vectors", "fused"
 ONE_ENCODER = "Run `feast materialize`, which encodes every text with the encoder of feature_store.yaml."
 REBUILD = "Restore the table from a copy, or move data/ away, then load and materialize again."
 
@@ -29,6 +29,27 @@ def read_partition_vectors(rows: pa.Table, *, width: int, last: int) -> Ragged[n
         )
     vectors = check_finite(flat, name=VECTORS).reshape(-1, width)
     return Ragged(starts=flat.starts // width, lengths=flat.lengths // width, values=vectors)
+
+
+def read_fused_vectors(rows: pa.Table, *, width: int) -> Floats:
+    """Return the column `fused` as (rows, `width`), zeros where there is none.
+
+    Raises:
+        ConfigError: a vector of another width.
+        DataSetError: a float that is not finite.
+    """
+    flat = list_values(rows, FUSED, kind=pa.float32(), last=None)
+    values = check_finite(flat, name=FUSED)
+    there = flat.lengths > 0
+    wrong = np.flatnonzero(there & (flat.lengths != width))
+    if len(wrong):
+        raise ConfigError(
+            f"column {FUSED!r} is {int(flat.lengths[wrong[0]])} wide in row {int(wrong[0])}, the run needs {width}."
+            " Publish the fused vectors with this run's fusion weights."
+        )
+    fused = np.zeros((rows.num_rows, width), np.float32)
+    fused[there] = values.reshape(-1, width)
+    return fused
 
 
 def check_finite(flat: RaggedValues, *, name: str) -> Floats:

@@ -7,7 +7,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Offsets = npt.NDArray[np.int64]
@@ -78,10 +77,11 @@ def list_values(rows: pa.Table, name: str, *, kind: pa.DataType, last: int | Non
     if name not in rows.column_names or pa.types.is_null(rows.column(name).type):
         nothing = np.zeros(rows.num_rows, np.int64)
         return RaggedValues(starts=nothing, lengths=nothing, values=pa.array([], kind))
-    column = rows.column(name).cast(pa.large_list(kind))
-    lists = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.large_list(kind))
-    firsts = lists.offsets.to_numpy(zero_copy_only=False)[:-1]
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    lists = whole(rows.column(name), kind=pa.large_list(kind))
+    offsets = lists.offsets.to_numpy(zero_copy_only=False)
+    firsts, lengths = offsets[:-1], np.diff(offsets)
+    if lists.null_count:
+        lengths = np.where(lists.is_valid().to_numpy(zero_copy_only=False), lengths, 0)
     kept = lengths if last is None else np.minimum(lengths, last)
     ends = np.cumsum(kept)
     starts, firsts = ends - kept, firsts + lengths - kept
@@ -89,3 +89,11 @@ def list_values(rows: pa.Table, name: str, *, kind: pa.DataType, last: int | Non
     if kept.sum() != len(values) or not np.array_equal(firsts, starts):
         values = values.take(pa.array(np.repeat(firsts - starts, kept) + np.arange(kept.sum()), pa.int64()))
     return RaggedValues(starts=starts, lengths=kept, values=values)
+
+
+def whole(column: pa.ChunkedArray, *, kind: pa.DataType) -> pa.Array:
+    """Return a column as one array of the type `kind`; a request has few rows, so what need not be done is not."""
+    found = column if column.type.equals(kind) else column.cast(kind)
+    if found.num_chunks == 1:
+        return found.chunk(0)
+    return pa.concat_arrays(found.chunks) if found.num_chunks else pa.array([], kind)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from liber_feast.artifact import Artifact, load_artifact
 from liber_feast.behavior import ITEM, USER
 from liber_feast.errors import ArtifactError, OnlineStoreAway
-from liber_feast.evidence_rows import ITEM_VECTOR, MEMORY_EVIDENCE
+from liber_feast.evidence_rows import ITEM_VECTOR, MEMORY_COUNT, MEMORY_EVIDENCE, MEMORY_LIKE_RATE
 from liber_feast.fields import Floats
 from serving.answers import Missing, Question, Ranking, ScoredItem, ServedModel
 from serving.catalog import Attributes, ItemCatalog
@@ -40,6 +40,15 @@ from serving.versions import (
 )
 
 TITLE = "title"
+READ_TYPES = {
+    "item_ids": pa.large_list(pa.string()),
+    "ratings": pa.large_list(pa.float64()),
+    "fused": pa.large_list(pa.float32()),
+    MEMORY_EVIDENCE: pa.large_list(pa.float32()),
+    MEMORY_LIKE_RATE: pa.float64(),
+    MEMORY_COUNT: pa.float64(),
+}
+"""The types in which `InputSpec` reads columns of users: what has them already is not converted."""
 LEAST_SCORE = 2.0**-25
 """Scores stay this far from 0 and 1, which the sigmoid of a large logit reaches in 32 bits."""
 
@@ -156,7 +165,7 @@ class Ranker:
         if self._reads_evidence:
             for name in EVIDENCE_NAMES:
                 values[name] = [None if lacking.evidence else user.values[name] for user, lacking in pairs]
-        return pa.table(values)
+        return pa.table({name: pa.array(given, READ_TYPES.get(name)) for name, given in values.items()})
 
     def _new_items(self, user: OnlineRow) -> list[str]:
         """Return the items of the user's window that the run does not know, where it reads the vectors of items."""

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from fastapi import FastAPI
 
+from liber_feast.allocator import keep_freed_memory
 from serving.app import create_app
 from serving.limits import TOKEN_VARIABLE, Limits
 from serving.service import Service, open_served, open_service
@@ -49,6 +50,7 @@ def app_from_environment() -> FastAPI:
 def build_app(service: Service, *, settings: WorkerSettings, token: str | None) -> FastAPI:
     """Return the app of a process that serves `service` and looks for other weights at the path it was opened from."""
     use_one_thread_per_forward()
+    keep_freed_memory()
     reopen = partial(open_served, settings.repo, run=settings.run, guard=service.guard)
     Watcher(service, run=settings.run, reopen=reopen).start(every_s=settings.limits.look_every_s)
     return create_app(service, token=token)

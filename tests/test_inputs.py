@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from liber_feast.encoded import DISTINCT, PLACES
 from liber_feast.errors import ConfigError, DataSetError
 from liber_feast.inputs import Batch, InputSpec
 from liber_feast.ragged import Ragged, RaggedValues, list_values
@@ -171,7 +172,18 @@ def test_a_request_gives_what_its_rows_give() -> None:
     for name in attributes.column_names:
         rows = rows.append_column(name, attributes[name])
     found = baseline().encode_request(pa.table(user), item_ids=ids, attributes=attributes)
-    assert_equal(found, baseline().encode(rows))
+    assert_equal({name: found[name] for name in found.keys() - {*DISTINCT, PLACES}}, baseline().encode(rows))
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6))
+def test_a_request_names_the_items_of_its_windows_once(user_rows: list[int]) -> None:
+    windows = [["i1", "i2"], [], ["i2", "i1", "i2"]]
+    users = pa.table({"item_ids": windows, "ratings": [[4.0] * len(window) for window in windows]})
+    found = baseline().encode_request(users, item_ids=["i3"] * len(user_rows), user_rows=np.array(user_rows))
+    codes, numbers = (found[name] for name in DISTINCT)
+    np.testing.assert_array_equal(codes[found[PLACES]], found["history_codes"])
+    np.testing.assert_array_equal(numbers[found[PLACES]], found["history_numbers"])
+    assert len(codes) == len(np.unique(found["history_codes"].reshape(-1, codes.shape[1]), axis=0))
 
 
 def test_a_known_item_is_what_training_knew_and_a_new_one_what_the_store_says() -> None:

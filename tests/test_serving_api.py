@@ -238,7 +238,7 @@ def test_five_hundred_requests_at_once_are_each_answered_with_their_own_scores(r
 
 
 def test_a_request_that_takes_too_long_is_answered_with_503(repo: Path, run: Path) -> None:
-    limits = replace(PATIENT, request_timeout_s=0.01)
+    limits = replace(PATIENT, request_timeout_s=0.001)
     with TestClient(create_app(open_service(repo, run=run, limits=limits))) as client:
         response = client.post("/v1/score", json={"user_id": "u1", "item_ids": ["i1"] * 1_000})
     assert response.status_code == 503

@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from liber_feast.allocator import keep_freed_memory
 from liber_feast.artifact import find_class
 from liber_feast.errors import ended_in_one_line
-from training.allocator import keep_freed_memory
 from training.backbones import (
     BACKBONES,
     HISTORY_LENGTH,

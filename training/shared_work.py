@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from liber_feast.allocator import keep_freed_memory
 from liber_feast.errors import ConfigError
-from training.allocator import keep_freed_memory
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from liber_feast.encoded import DISTINCT, PLACES
 from training.backbones.packing import Packing
 from training.backbones.rows import take_rows
+
+__all__ = ["DISTINCT", "FEEDBACK_COUNT", "HISTORY", "PLACES", "Batch", "Behaviors", "beside", "feedback"]
 
 Batch = dict[str, Tensor]
 HISTORY = ("history_codes", "history_numbers", "history_mask", "history_liked", "history_rating")
 """What a batch says of the behaviors, (B, N) and further axes."""
-PLACES = "history_places"
-"""(B, N): where each behavior's item stands among the batch's distinct ones, if these are there."""
-DISTINCT = ("distinct_codes", "distinct_numbers")
-"""The items that a batch's behaviors are of, each once, (I, T) and (I, V, 2); padding is one of them, all zeros."""
 FEEDBACK_COUNT = 3  # there, liked, standardized rating
 
 

@@ -1,6 +1,6 @@
-"""Keep freed memory in the process: a step's tensors are a few megabytes each, freed and asked for again.
+"""Keep freed memory in the process: the tensors of a step, or of a pass over requests, are freed and asked for again.
 
-By default glibc gives blocks of that size back to the kernel at every free, and the next step faults the pages in anew.
+By default glibc gives blocks of their size back to the kernel at every free, and the next ones fault the pages in anew.
 """
 
 import ctypes
