@@ -14,6 +14,8 @@ MemoryKind = Literal["partitions", "knowledge"]
 """Whose vectors a memory has: those of partitions, which LIBER fuses, or that of one text over the history (KAR)."""
 DENSE_COUNT = 3
 """Dense numbers of a sample without item texts."""
+MEMORY_COLUMNS = (DENSE_COUNT, DENSE_COUNT + 1, -1)
+"""Where the like rate, the count and the match of a memory with evidence stand among the dense numbers."""
 PLACES = "history_places"
 """(B, N): where each behavior's item stands among the batch's distinct ones, if these are there."""
 DISTINCT = ("distinct_codes", "distinct_numbers")

@@ -43,6 +43,7 @@ def test_options_are_what_their_json_says() -> None:
         ("precision", "float16", "must be one of auto, float32, bfloat16"),
         ("id_dropout", 1.0, "'id_dropout' is 1.0; it must be 0 or more, and below 1"),
         ("id_dropout", -0.5, "must be 0 or more, and below 1"),
+        ("memory_dropout", 1.0, "'memory_dropout' is 1.0; it must be 0 or more, and below 1"),
         ("user_id", 1, "'user_id' is 1; it must be true or false"),
         ("backbone_config", [1], "must be an object"),
         ("batchsize", 512, "option 'batchsize' is unknown. Known: backbone, backbone_config, seed"),

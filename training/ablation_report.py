@@ -29,8 +29,9 @@ def markdown(ablation: Ablation, *, found: Mapping[str, Figures]) -> str:
     told = user_id_told(is_field=options.user_id, dropout=options.id_dropout)
     seeds = ", ".join(map(str, ablation.seeds))
     lines = [
-        f"{backbone}, user id {told}, last {options.sequence_length} behaviors, seeds"
-        f" {seeds}; means over the seeds on the last tenth by time. Calls are those of the interest backend.",
+        f"{backbone}, user id {told}, last {options.sequence_length} behaviors, the memory hidden from"
+        f" {options.memory_dropout:.0%} of a step's samples, seeds {seeds};"
+        " means over the seeds on the last tenth by time. Calls are those of the interest backend.",
         "",
         "| variant | AUC | over baseline | log loss | validation AUC | calls a user | texts |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -16,7 +16,7 @@ from torch import Tensor
 from liber_feast.fields import Floats, Ints
 from liber_feast.inputs import EncodedItems, EncodedUsers, InputSpec
 from training.backbones.behaviors import DISTINCT, PLACES
-from training.backbones.fusing import WINDOWS
+from training.backbones.fusing import LENGTHS, WINDOWS
 from training.windows import load_table, load_windows, window_index
 
 
@@ -33,7 +33,9 @@ class StepBatch(dict[str, Tensor]):
     def __missing__(self, name: str) -> Tensor:
         if name not in ("vectors", "sealed"):
             raise KeyError(name)
-        self["vectors"], self["sealed"] = self._gather()
+        vectors, sealed = self._gather()
+        self["sealed"] = sealed & (self[LENGTHS] > 0)[:, None]  # a memory may be hidden since
+        self["vectors"] = vectors
         return self[name]
 
 
@@ -55,6 +57,8 @@ class SampleBatches:
             DataSetError: there are more behaviors or partitions than positions can name.
         """
         self.device = device
+        self.has_evidence = spec.match is not None and spec.match.memory
+        self.has_memory = self.has_evidence or users.vectors is not None
         self._width = spec.sequence_length
         every = np.arange(len(labels))
         fields = {

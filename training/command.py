@@ -115,6 +115,13 @@ IdDropout = Annotated[
         help="With --user-id, hide the ids of this share of the samples of a step.", show_default=default("id_dropout")
     ),
 ]
+MemoryDropout = Annotated[
+    float | None,
+    typer.Option(
+        help="Hide the long-term memory of this share of the samples of a step.",
+        show_default=default("memory_dropout"),
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
 
@@ -143,6 +150,7 @@ def fit_command(
     sequence_length: SequenceLength = None,
     user_id: UserId = None,
     id_dropout: IdDropout = None,
+    memory_dropout: MemoryDropout = None,
     match: Match = None,
     device: Device = None,
     precision: Precision = None,
@@ -166,6 +174,7 @@ def fit_command(
         sequence_length=sequence_length,
         user_id=user_id,
         id_dropout=id_dropout,
+        memory_dropout=memory_dropout,
         match=match,
         device=device,
         precision=precision,

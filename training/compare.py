@@ -62,6 +62,7 @@ def held_facts(table: Table, *, fits: Fits, data: str, history: str) -> dict[str
         "samples": len(base.labels),
         "user_id": options.user_id,
         "id_dropout": options.id_dropout,
+        "memory_dropout": options.memory_dropout,
         "sequence_length": options.sequence_length,
         "longer_histories": {name: length for name, length in lengths.items() if length != options.sequence_length},
         "history": history,

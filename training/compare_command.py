@@ -19,6 +19,7 @@ from training.command import (
     Epochs,
     IdDropout,
     Match,
+    MemoryDropout,
     Overwrite,
     Precision,
     Repo,
@@ -69,6 +70,7 @@ def compare_command(
     config: Config = None,
     user_id: UserId = None,
     id_dropout: IdDropout = None,
+    memory_dropout: MemoryDropout = None,
     sequence_length: Annotated[
         int | None, typer.Option(help="Recent behaviors that are seen.", min=1, show_default=default("sequence_length"))
     ] = None,
@@ -96,6 +98,7 @@ def compare_command(
         match=match,
         user_id=user_id,
         id_dropout=id_dropout,
+        memory_dropout=memory_dropout,
     )
     names = list(dict.fromkeys(split(backbones) or SEVEN))
     given = [feature(name) for name in split(features) or VARIANTS if name != BASE]

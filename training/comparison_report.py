@@ -38,7 +38,8 @@ def held(document: Mapping[str, Any]) -> str:
     return (
         f"{facts['data']}, {facts['samples']:,} samples; user id {told}; last"
         f" {facts['sequence_length']} behaviors{longer}, {match}; backbones without a sequence see them as:"
-        f" {facts['history']}; a like is a rating above {facts['like_above']:g}; {facts['seeds']} seeds, paired"
+        f" {facts['history']}; the memory is hidden from {facts['memory_dropout']:.0%} of a step's samples;"
+        f" a like is a rating above {facts['like_above']:g}; {facts['seeds']} seeds, paired"
     )
 
 

@@ -22,6 +22,7 @@ from training.data import Samples
 from training.fit_inputs import InputOptions, fit_inputs
 from training.fit_match import with_count_scale, with_match_scales
 from training.id_dropout import hide_ids
+from training.memory_dropout import hide_memory
 from training.metrics import Quality, quality
 from training.options import FitOptions, Precision
 from training.split import Split, check_classes, split_by_time
@@ -193,6 +194,7 @@ def train(state: FitState, *, samples: SampleBatches, prepared: Prepared, option
             rows=rows,
             bfloat16=bfloat16,
             hidden_ids=options.id_dropout if options.user_id else 0.0,
+            hidden_memory=options.memory_dropout,
         )
         state.stepped(loss)
         seen = None
@@ -301,15 +303,19 @@ def take_step(
     rows: npt.NDArray[np.int64],
     bfloat16: bool = False,
     hidden_ids: float = 0.0,
+    hidden_memory: float = 0.0,
 ) -> Tensor:
     """Take one step on `rows`, with `bfloat16` under autocast, and return its loss, detached.
 
-    What the backbone adds to the loss is in it. Of a share `hidden_ids` of the samples the user id is hidden.
+    What the backbone adds to the loss is in it. Of a share `hidden_ids` of the samples the user id is hidden, and of a
+    share `hidden_memory` the long-term memory.
     """
     model.train()
     batch = samples.step_batch(rows)
     if hidden_ids:
         batch = hide_ids(batch, share=hidden_ids)
+    if hidden_memory and samples.has_memory:
+        batch = hide_memory(batch, share=hidden_memory, has_evidence=samples.has_evidence)
     with torch.autocast(samples.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         labels = samples.labels(rows)
         logits, added = forward_with_loss(model, batch, labels_B=labels)

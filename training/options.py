@@ -44,6 +44,8 @@ class FitOptions:
     """Whether the user id is a field. It learns each user's bias and is noise for every new user."""
     id_dropout: float = 0.0
     """With the user id, the share of a step's samples whose id is hidden: at .9 it does least harm to others."""
+    memory_dropout: float = 0.0
+    """The share of a step's samples from which the long-term memory is hidden, where features have one."""
     match: Match = "mean"
     """How the partitions of the memory count in its match with the candidate. All but `mean` are learned, for
     experiments: they cannot be served."""
@@ -65,8 +67,9 @@ class FitOptions:
         for name in ("learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"option {name!r} is {getattr(self, name)}; it must be 0 or more, and finite.")
-        if not 0 <= self.id_dropout < 1:
-            raise ConfigError(f"option 'id_dropout' is {self.id_dropout}; it must be 0 or more, and below 1.")
+        for name in ("id_dropout", "memory_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"option {name!r} is {getattr(self, name)}; it must be 0 or more, and below 1.")
 
     def to_json(self) -> dict[str, Any]:
         """Return every option as JSON values."""

@@ -68,7 +68,7 @@ class Behaviors:
 
 def beside(items_BC: Tensor, row_E: Tensor) -> Tensor:
     """Return (B, C + E): beside each row the same one."""
-    return torch.cat([items_BC, row_E.expand(len(items_BC), -1)], dim=-1)
+    return torch.cat([items_BC, row_E.expand(items_BC.shape[0], -1)], dim=-1)
 
 
 def feedback(batch: Batch) -> Tensor:

@@ -112,7 +112,7 @@ class InputEmbedding(nn.Module):
             return self.item(codes, numbers), None
         distinct_codes, distinct_numbers = (batch[name] for name in DISTINCT)
         found = self.item(torch.cat([codes, distinct_codes]), torch.cat([numbers, distinct_numbers]))
-        item_BFE, items_IFE = found.split([len(codes), len(distinct_codes)])
+        item_BFE, items_IFE = found.split([codes.shape[0], distinct_codes.shape[0]])
         return item_BFE, items_IFE
 
     def _fields(self, batch: Batch, item_BFE: Tensor, items_IFE: Tensor | None) -> Tensor:

@@ -23,7 +23,8 @@ from liber_feast.fusion import AttentionFusion
 from training.backbones.field_attention import softmax_
 from training.backbones.rows import take_rows
 
-WINDOWS = ("memory_table", "memory_starts", "memory_lengths")
+LENGTHS = "memory_lengths"
+WINDOWS = ("memory_table", "memory_starts", LENGTHS)
 """Where a batch's partition vectors lie, if it says so: in a table (R, D) that ends with a row of zeros, those of a
 sample from its start on, as many rows as its length says; both (B,)."""
 LONGEST = (1, 2, 4, 8, 16, 32)
