@@ -4,11 +4,13 @@ Every worker process writes to files of one folder, so each of them shows the su
 """
 
 import os
+from pathlib import Path
 
 import feast.metrics  # noqa: F401  (names that folder, which has to come before the client library is imported)
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SIZES = (1, 10, 50, 100, 200, 500, 1_000, 2_000, 5_000)
 _OURS = CollectorRegistry()
@@ -42,9 +44,28 @@ def exposition() -> bytes:
     """Return the metrics of all worker processes in Prometheus' text format, or of this one where none are shared."""
     if not _IS_SHARED:
         return generate_latest(_OURS)
+    _forget_killed()
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+def _forget_killed() -> None:
+    """Take the gauges of processes that were killed, and could not `leave`, out of the sums."""
+    for path in Path(os.environ[FOLDER]).glob("gauge_live*_*.db"):
+        process = path.stem.rpartition("_")[2]
+        if process.isdigit() and not _lives(int(process)):
+            mark_process_dead(int(process))  # type: ignore[no-untyped-call]
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's by now
+        return True
+    return True
 
 
 def leave() -> None:

@@ -1,0 +1,35 @@
+"""Metrics over several processes: programs of their own, because the shared folder is named at the first import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).parent.parent
+KILLED = """
+import os, signal
+from pathlib import Path
+from serving import metrics
+
+def away():
+    return [line for line in metrics.exposition().decode().splitlines() if line.startswith("liber_serving_store_away ")]
+
+reading, writing = os.pipe()
+worker = os.fork()
+if not worker:
+    metrics.STORE_AWAY.set(1)
+    metrics.REQUESTS.labels("/v1/score", "200").inc(7)
+    os.write(writing, b".")
+    signal.pause()
+metrics.STORE_AWAY.set(0)
+os.read(reading, 1)
+print(*away())
+os.kill(worker, signal.SIGKILL)
+os.waitpid(worker, 0)
+print(*away())
+print('requests_total{route="/v1/score",status="200"} 7.0' in metrics.exposition().decode())
+"""
+
+
+def test_a_worker_that_was_killed_leaves_its_counts_and_no_gauge() -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["liber_serving_store_away 1.0", "liber_serving_store_away 0.0", "True"]
