@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from liber_feast.ragged import list_values, whole
 
+FEW = 256
+"""Values that are looked up one by one, as those of a request: they repeat too little to be told apart first."""
 NUMBER_LIMIT = 4.0
 """Standardized numbers are cut here: one wrong price must not rule a score."""
 
@@ -59,6 +61,8 @@ def encode_fields(
 
 def look_up(values: pa.Array, lookup: Mapping[str, int]) -> Ints:
     """Return the code of each value, 0 for nulls and for what `lookup` does not know."""
+    if len(values) <= FEW:
+        return np.array([lookup.get(value, 0) for value in values.to_pylist()], np.int32)
     encoded = values.dictionary_encode()
     codes = np.array([lookup.get(value, 0) for value in encoded.dictionary.to_pylist()] + [0], np.int32)
     found: Ints = codes[encoded.indices.fill_null(len(codes) - 1).to_numpy(zero_copy_only=False)]

@@ -43,6 +43,7 @@ TITLE = "title"
 READ_TYPES = {
     "item_ids": pa.large_list(pa.string()),
     "ratings": pa.large_list(pa.float64()),
+    "behavior_count": pa.float64(),
     "fused": pa.large_list(pa.float32()),
     MEMORY_EVIDENCE: pa.large_list(pa.float32()),
     MEMORY_LIKE_RATE: pa.float64(),

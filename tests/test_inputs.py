@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from liber_feast.encoded import DISTINCT, PLACES
 from liber_feast.errors import ConfigError, DataSetError
+from liber_feast.fields import FEW, look_up
 from liber_feast.inputs import Batch, InputSpec
 from liber_feast.ragged import Ragged, RaggedValues, list_values
 from tests.training_parts import ITEM_COLUMNS, USER_COLUMNS, WIDTH, sample_table, without_vectors
@@ -343,3 +344,11 @@ def test_the_last_values_of_a_list_column_are_read_from_any_slice(
     assert as_lists(found) == [(row or [])[-last:] for row in rows[start:]]
     assert len(found.values) == found.lengths.sum()
     assert as_lists(found.last(2)) == [(row or [])[-min(last, 2) :] for row in rows[start:]]
+
+
+@pytest.mark.parametrize("count", [0, 1, FEW, FEW + 1, 1_000])
+def test_few_and_many_values_are_looked_up_alike(count: int) -> None:
+    values = [("a", "b", None, "unknown")[place % 4] for place in range(count)]
+    found = look_up(pa.array(values, pa.string()), {"a": 3, "b": 5})
+    assert found.dtype == np.int32
+    assert found.tolist() == [{"a": 3, "b": 5}.get(value or "", 0) for value in values]
