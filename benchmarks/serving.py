@@ -1,9 +1,9 @@
 """What LIBER costs where scores are served, over real HTTP on loopback; the load comes from a process of its own.
 
-`python -m benchmarks.serving [--parts ratios,clients,forward,sustained] [--seconds N] [--data synthetic|FOLDER]`. The
-servers are `python -m serving` over feature repos that are loaded, materialized, fitted (one epoch of DIN) and fused by
-the project's own commands, in a temporary folder. A request is one user with sealed partitions and 100 items; users and
-items change from one to the next. Progress goes to stderr, one JSON object to the last line.
+`python -m benchmarks.serving [--parts ratios,clients,forward,graph,sustained] [--seconds N] [--data synthetic|FOLDER]`.
+The servers are `python -m serving` over feature repos that are loaded, materialized, fitted (one epoch of DIN) and
+fused by the project's own commands, in a temporary folder. A request is one user with sealed partitions and 100 items;
+users and items change from one to the next. Progress goes to stderr, one JSON object to the last line.
 
 `ratios`: one client asks the servers of `baseline`, `liber` and `liber+evidence` in turn, for three times `--seconds`.
 `p50_ratio` and `p99_ratio` are the latency with the fused vector over that without (the goal is 1.05 at most),
@@ -16,6 +16,9 @@ and on Redis (null where none answers).
 `forward`: the forward pass of DIEN alone, seconds per 1,000 samples and over the base, as in the paper's table 7 (there
 LIBER takes 1.147 times the base): with the fused vector, with the fusion in the pass, with KAR's adaptor over one text,
 and with an LLM that is called for each request of 100 items, by a stub that takes .2 s (see `_serving_forward`).
+
+`graph`: the forward pass of DIN over 100 candidates as torch exports and compiles it, over the eager one, and how long
+that takes to make (see `_serving_graph`; a C++ compiler has to be there).
 
 `sustained`: 64 clients for `--sustained` seconds (60): `errors` (answers other than 200), `sustained_p99_ms`, and
 `rss_growth`, the memory of the server at the end over that after five seconds of the same load.
@@ -31,10 +34,11 @@ from typing import Any
 
 from benchmarks._choices import some_of
 from benchmarks._serving_forward import forward_figures
+from benchmarks._serving_graph import graph_figures
 from benchmarks._serving_load import Answers, Load
 from benchmarks._serving_stores import Served, make_served, on_redis, questions, serving
 
-PARTS = ("ratios", "clients", "forward", "sustained")
+PARTS = ("ratios", "clients", "forward", "graph", "sustained")
 CLIENTS = (1, 16, 64)
 ITEMS, BODIES = 100, 500
 WARM_UP_S = 5.0
@@ -45,6 +49,9 @@ def main(*, data: str, users: int, behaviors: int, parts: Sequence[str], seconds
     found: dict[str, Any] = {}
     if "forward" in parts:
         found |= forward_figures(data=data, users=200 if data == "synthetic" else None, runs=15)
+        _tell(found)
+    if "graph" in parts:
+        found |= graph_figures(data=data, users=200 if data == "synthetic" else None, runs=300)
         _tell(found)
     if {"ratios", "clients", "sustained"} & set(parts):
         with tempfile.TemporaryDirectory() as scratch:
