@@ -68,6 +68,8 @@ class EvidenceConfig(_Block):
 
     width: PositiveInt = 32
     """Floats of an item's vector: the width of the PCA over item texts. Fixed once that is fitted."""
+    text: Literal["full", "categories"] = "full"
+    """What an item's text has: title, categories and period, or the last two, where there are categories. Likewise."""
 
 
 class FusionConfig(_Block):

@@ -12,6 +12,7 @@ partition that comes later changes no bit of an earlier row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,16 @@ EVIDENCE, ITEM_TEXT = "evidence", "item_text"
 """The two stages."""
 
 Floats = npt.NDArray[np.float64]
+ItemTextForm = Literal["full", "categories"]
 
 
-def item_text(item: Item) -> str:
-    """Return what the vector of an item is made of: `Title. Categories. Period.`, without what is not known."""
-    parts = (item.title or "", ", ".join(item.categories), item.period or "")
+def item_text(item: Item, *, form: ItemTextForm = "full") -> str:
+    """Return what the vector of an item is made of, without what is not known.
+
+    `full`: `Title. Categories. Period.`; `categories`: the same without the title, where there are categories.
+    """
+    title = "" if form == "categories" and item.categories else item.title or ""
+    parts = (title, ", ".join(item.categories), item.period or "")
     ended = (part.strip().rstrip(".") for part in parts)
     return " ".join(f"{part}." for part in ended if part)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import sqlalchemy as sa
 
-from liber_feast.evidence import PartitionEvidence, item_text, partition_evidence
+from liber_feast.evidence import PartitionEvidence, partition_evidence
 from liber_feast.interest import Item, Progress
 from liber_feast.item_encoding import ItemEncoding, check_in_use
 from liber_feast.memory import Memory
@@ -97,7 +97,7 @@ class EvidenceStage:
         with self.memory.reading() as connection:
             behaviors = sealed_behaviors(connection, keys)
         wanted = {(one.item_id, one.event_time) for some in behaviors.values() for one in some}
-        texts = {key: item_text(item) for key, item in self.catalog.items_at(wanted).items()}
+        texts = {key: self.encoding.text_of(item) for key, item in self.catalog.items_at(wanted).items()}
         hashes = {key: text_hash(text) for key, text in texts.items()}
         by_hash = {hashes[key]: text for key, text in texts.items()}
         vectors, count = self.encoding.encode(self.memory, by_hash, pca=pca, progress=progress)
@@ -129,7 +129,7 @@ class EvidenceStage:
             known, kind = known_item_texts(connection, item_ids), setting(connection, "item_id_type")
         versions = self.catalog.item_versions(item_ids)
         is_id = _is_whole if kind == "int64" else bool
-        texts = {(item_id, time): item_text(item) for item_id, time, item in versions if is_id(item_id)}
+        texts = {(item_id, time): self.encoding.text_of(item) for item_id, time, item in versions if is_id(item_id)}
         hashes = {key: text_hash(text) for key, text in texts.items()}
         changed = {key: one for key, one in sorted(hashes.items()) if known.get(key) != one}
         if not changed:
@@ -146,7 +146,7 @@ class EvidenceStage:
 
     def _every_text(self) -> dict[str, str]:
         """Return the texts of all items by their hashes."""
-        texts = {item_text(item) for _, _, item in self.catalog.item_versions()}
+        texts = {self.encoding.text_of(item) for _, _, item in self.catalog.item_versions()}
         return {text_hash(text): text for text in texts}
 
 

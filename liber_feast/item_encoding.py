@@ -4,6 +4,7 @@ As with those, the memory names the PCA that its vectors are made by, and anothe
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import sqlalchemy as sa
 
 from liber_feast.encoding import TEXTS_PER_COMMIT, Encoding
 from liber_feast.errors import ConfigError, EncoderError, RetryableError
-from liber_feast.interest import Progress
+from liber_feast.evidence import ItemTextForm, item_text
+from liber_feast.interest import Item, Progress
 from liber_feast.memory import Memory
 from liber_feast.memory.item_vectors import (
     add_item_vectors,
@@ -35,28 +37,35 @@ class ItemEncoding:
 
     Attributes:
         width: E, the floats of an item's vector.
+        form: of the texts of items, see `text_of`.
         missing_count: distinct texts that are still missing before the PCA can be fitted; 0 once it is.
     """
 
-    def __init__(self, *, folder: Path, width: int, encoding: Encoding) -> None:
-        self.folder, self.width, self._encoding = folder, width, encoding
+    def __init__(self, *, folder: Path, width: int, encoding: Encoding, form: ItemTextForm = "full") -> None:
+        self.folder, self.width, self.form, self._encoding = folder, width, form, encoding
         self.missing_count = 0
         self._unfit_count = 0  # distinct texts that did not fit a PCA
         self._pca: FrozenPca | None = None
+
+    def text_of(self, item: Item) -> str:
+        """Return the text of an item, whose vector is the item's."""
+        return item_text(item, form=self.form)
 
     def pca(self) -> FrozenPca | None:
         """Return the frozen PCA, or None while it is not fitted.
 
         Raises:
-            ConfigError: it was fitted for another model or width than configured.
+            ConfigError: it was fitted for another model or width, or on other texts, than configured.
         """
         if self._pca is None and (self.folder / "encoder.json").exists():
             pca, model = load_pca(self.folder), self._encoding.model
-            if (pca.model, pca.width) != (model, self.width):
+            form = pca.text_form or "full"
+            if (pca.model, pca.width, form) != (model, self.width, self.form):
                 raise ConfigError(
-                    f"batch_engine asks for encoder.model {model!r} and evidence.width {self.width}, but the PCA in"
-                    f" {self.folder} was fitted for {pca.model!r} and {pca.width}. Restore the keys, or move that"
-                    " folder away and run `liber encode` to make every vector anew."
+                    f"batch_engine asks for encoder.model {model!r}, evidence.text {self.form!r} and evidence.width"
+                    f" {self.width}, but the PCA in {self.folder} was fitted for {pca.model!r}, {form!r} and"
+                    f" {pca.width}. Restore the keys, or move that folder away and run `liber encode` to make every"
+                    " vector anew."
                 )
             self._pca = pca
         return self._pca
@@ -107,6 +116,7 @@ class ItemEncoding:
             vectors = bert.encode(list(fitted.values()), progress=lambda count: progress(STAGE, count, len(fitted)))
             try:
                 pca = fit_pca(vectors, width=self.width, model=self._encoding.model, model_hash=bert.model_hash)
+                pca = replace(pca, text_form=self.form)
             except TooFewTexts as error:  # texts that differ can still encode alike
                 self.missing_count, self._unfit_count = error.missing_count, len(fitted)
                 return None

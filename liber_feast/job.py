@@ -133,7 +133,7 @@ def open_item_encoding(config: RepoConfig, *, encoding: Encoding) -> ItemEncodin
     folder = repo_folder(config) / "data" / "item_encoder"
     if block.evidence is None:
         return None
-    return ItemEncoding(folder=folder, width=block.evidence.width, encoding=encoding)
+    return ItemEncoding(folder=folder, width=block.evidence.width, encoding=encoding, form=block.evidence.text)
 
 
 def active_fuser(config: RepoConfig, memory: Memory) -> Callable[[str | None], Fuser]:

@@ -41,6 +41,8 @@ class FrozenPca:
     model: str
     model_hash: str
     fitted_text_count: int
+    text_form: str | None = None
+    """Of the texts that it was fitted on, where they may have several forms; no part of the hash."""
 
     @property
     def width(self) -> int:
@@ -80,6 +82,7 @@ class FrozenPca:
             "width": self.width,
             "model_width": len(self.mean),
             "fitted_text_count": self.fitted_text_count,
+            **({} if self.text_form is None else {"text_form": self.text_form}),
         }
         _FILE.save({"mean": self.mean, "components": self.components}, folder=folder, facts=facts)
 
@@ -127,4 +130,5 @@ def load_pca(folder: Path) -> FrozenPca:
         model=facts["model"],
         model_hash=facts["model_hash"],
         fitted_text_count=facts["fitted_text_count"],
+        text_form=facts.get("text_form"),
     )

@@ -62,6 +62,20 @@ def test_an_items_text_has_what_is_known_of_it(item: Item, text: str) -> None:
     assert item_text(item) == text
 
 
+@pytest.mark.parametrize(
+    ("item", "text"),
+    [
+        (Item(item_id=1, title="Heat (1995)", categories=("Action", "Crime"), period="1990s"), "Action, Crime. 1990s."),
+        (Item(item_id=1, title="Heat", categories=("Action",)), "Action."),
+        (Item(item_id=1, title="Heat", period="1990s"), "Heat. 1990s."),
+        (Item(item_id=1), ""),
+    ],
+    ids=["all", "no period", "no categories", "nothing"],
+)
+def test_a_text_of_categories_has_no_title_unless_there_is_nothing_else(item: Item, text: str) -> None:
+    assert item_text(item, form="categories") == text
+
+
 @given(rated())
 def test_the_evidence_of_a_partition_is_the_mean_of_its_signed_vectors(
     behaviors: tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]],

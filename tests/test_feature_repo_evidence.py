@@ -88,7 +88,7 @@ def test_another_width_is_refused_until_liber_encode_makes_item_vectors_and_evid
     repo = kit.materialized_repo(tmp_path / "repo")
     (before,) = repo_status(repo)["evidence"]
     kit.set_engine(repo, evidence={"width": 2})
-    with pytest.raises(ConfigError, match=r"evidence.width 2, but the PCA in .* was fitted for 'bundled' and 3"):
+    with pytest.raises(ConfigError, match=r"evidence.width 2, but .* was fitted for 'bundled', 'full' and 3"):
         materialize(repo)
     (repo / "data" / "item_encoder").rename(tmp_path / "away")
     with pytest.raises(EncoderError, match=f"by the PCA {before}, and .* has none"):
@@ -104,6 +104,30 @@ def test_another_width_is_refused_until_liber_encode_makes_item_vectors_and_evid
     items = kit.online_items(store, sorted({row["item_id"] for row in rows}))
     assert set(items["encoder_version"]) == {after}
     kit.close(store)
+
+
+def test_other_texts_of_items_are_refused_until_liber_encode_makes_what_is_made_of_them_anew(
+    tmp_path: Path,
+) -> None:
+    repo = kit.materialized_repo(tmp_path / "repo")
+    (before,) = repo_status(repo)["evidence"]
+    kit.set_engine(repo, evidence={"width": kit.WIDTH, "text": "categories"})
+    with pytest.raises(ConfigError, match=r"evidence.text 'categories' .* was fitted for 'bundled', 'full' and 3"):
+        materialize(repo)
+    (repo / "data" / "item_encoder").rename(tmp_path / "away")
+    encode_anew(repo, say=quietly)
+    ((after, count),) = repo_status(repo)["evidence"].items()
+    assert (after != before, count) == (True, kit.SEALED_COUNT)
+    items = DeltaTable(repo / "data" / "items").to_pyarrow_table().to_pylist()
+    described = {row["item_id"]: (*row["categories"], row["period"]) for row in items}
+    vectors: dict[tuple[str, ...], set[tuple[float, ...]]] = {}
+    for row in kit.published(repo, kit.ITEM_VIEW, key="item_id"):
+        if row["encoder_version"] == after:
+            vectors.setdefault(described[row["item_id"]], set()).add(tuple(row["vector"]))
+    assert {len(some) for some in vectors.values()} == {1}  # items that differ by their titles alone are alike
+    assert 1 < len(vectors) < len(items)
+    materialize(repo)  # the same PCA, and nothing is left to be made
+    assert repo_status(repo)["evidence"] == {after: count}
 
 
 def test_an_item_that_comes_later_gets_its_vector_with_the_partition_that_has_it(tmp_path: Path) -> None:

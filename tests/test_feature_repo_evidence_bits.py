@@ -389,11 +389,12 @@ def test_who_is_forgotten_leaves_no_evidence_and_items_stay(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("block", "line"),
     [
-        ({"widht": 3}, "unknown key 'batch_engine.evidence.widht'; allowed: width. Did you mean 'width'?"),
+        ({"widht": 3}, "unknown key 'batch_engine.evidence.widht'; allowed: text, width. Did you mean 'width'?"),
         ({"width": 0}, "batch_engine.evidence.width: Input should be greater than 0, found 0."),
+        ({"text": "title"}, "batch_engine.evidence.text: Input should be 'full' or 'categories', found 'title'."),
     ],
-    ids=["an unknown key", "no width"],
+    ids=["an unknown key", "no width", "other texts"],
 )
-def test_a_block_that_cannot_be_used_is_said_in_one_line(block: dict[str, int], line: str) -> None:
+def test_a_block_that_cannot_be_used_is_said_in_one_line(block: dict[str, object], line: str) -> None:
     with pytest.raises(ConfigError, match=f"^feature_store.yaml: {re.escape(line)}$"):
         LiberComputeEngineConfig(evidence=block)
