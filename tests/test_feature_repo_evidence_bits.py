@@ -389,7 +389,7 @@ def test_who_is_forgotten_leaves_no_evidence_and_items_stay(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("block", "line"),
     [
-        ({"widht": 3}, "unknown key 'batch_engine.evidence.widht'; allowed: text, width. Did you mean 'width'?"),
+        ({"widht": 3}, "unknown key 'batch_engine.evidence.widht'; allowed: width, text. Did you mean 'width'?"),
         ({"width": 0}, "batch_engine.evidence.width: Input should be greater than 0, found 0."),
         ({"text": "title"}, "batch_engine.evidence.text: Input should be 'full' or 'categories', found 'title'."),
     ],
