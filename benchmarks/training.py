@@ -74,13 +74,17 @@ class Ours:
 
     def step(self, rows: npt.NDArray[np.int64]) -> None:
         """Take a step, and wait for it."""
-        take_step(self.model, optimizer=self.optimizer, samples=self.samples, rows=rows)
+        self._take(rows)
         _wait(self.samples.device)
+
+    def _take(self, rows: npt.NDArray[np.int64]) -> None:
+        hidden = self.options.memory_dropout
+        take_step(self.model, optimizer=self.optimizer, samples=self.samples, rows=rows, hidden_memory=hidden)
 
     def train_epoch(self) -> None:
         """Take the steps of an epoch."""
         for rows in batches(self.rows, options=self.options):
-            take_step(self.model, optimizer=self.optimizer, samples=self.samples, rows=rows)
+            self._take(rows)
 
 
 def main(*, data: str, backbones: Sequence[str], runs: int, users: int = USERS, step_count: int = STEPS) -> None:

@@ -26,7 +26,13 @@ def options(name: str) -> FitOptions:
     """Return one epoch over 800 samples, with the dropout of a real fit."""
     config = {**SMALL[name], "embedding_width": 8, "hidden": (32, 16), "dropout": 0.3}
     return FitOptions(
-        backbone=BACKBONES[name], backbone_config=config, batch_size=64, epochs=1, fused_width=8, device="cpu"
+        backbone=BACKBONES[name],
+        backbone_config=config,
+        batch_size=64,
+        epochs=1,
+        fused_width=8,
+        memory_dropout=0.0,
+        device="cpu",
     )
 
 

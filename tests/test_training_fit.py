@@ -27,7 +27,8 @@ from training.split import Split
 GOLDEN = Path(__file__).parent / "golden" / "training_losses.json"
 SMALL = {"embedding_width": 8, "attention_hidden": (16,), "hidden": (32, 16)}
 WINDOWED = ("item_ids", "ratings", "times", "behavior_count", "vectors", "partition_count", "encoder_version")
-OPTIONS = FitOptions(backbone_config=SMALL, batch_size=64, epochs=2, fused_width=8, device="cpu")
+OPTIONS = FitOptions(backbone_config=SMALL, batch_size=64, epochs=2, fused_width=8, memory_dropout=0.0, device="cpu")
+"""Without dropout of the memory, which has tests of its own."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

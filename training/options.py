@@ -44,7 +44,7 @@ class FitOptions:
     """Whether the user id is a field. It learns each user's bias and is noise for every new user."""
     id_dropout: float = 0.0
     """With the user id, the share of a step's samples whose id is hidden: at .9 it does least harm to others."""
-    memory_dropout: float = 0.0
+    memory_dropout: float = 0.3
     """The share of a step's samples from which the long-term memory is hidden, where features have one."""
     match: Match = "mean"
     """How the partitions of the memory count in its match with the candidate. All but `mean` are learned, for
