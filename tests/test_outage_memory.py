@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from liber_feast.errors import MemoryAway, MemoryFailure, RetryableError
-from liber_feast.memory import Memory, schema
+from liber_feast.memory import Memory, connect, schema
 from liber_feast.memory.call_tables import calls
 from tests import services
 from tests.ledger_parts import ledger_of, planned
@@ -173,6 +173,35 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line_and_harms_nothing(i
         assert before is None or everything(new_memory(folder)) == before
     finally:
         shutil.rmtree(folder)
+
+
+class BusyCursor:
+    """A cursor on a file whose log others are making: busy some times, then ready."""
+
+    def __init__(self, *, times: int, code: int = sqlite3.SQLITE_BUSY) -> None:
+        self.times, self.code, self.executed = times, code, list[str]()
+
+    def execute(self, statement: str) -> None:
+        self.executed.append(statement)
+        if len(self.executed) <= self.times:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = self.code
+            raise error
+
+
+def test_the_log_of_a_fresh_file_is_asked_for_again_while_others_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cursor = BusyCursor(times=3)
+    connect._use_write_ahead_log(cursor)  # type: ignore[arg-type]
+    assert cursor.executed == ["PRAGMA journal_mode=WAL"] * 4
+    broken = BusyCursor(times=1, code=sqlite3.SQLITE_IOERR)
+    with pytest.raises(sqlite3.OperationalError):
+        connect._use_write_ahead_log(broken)  # type: ignore[arg-type]
+    assert len(broken.executed) == 1
+    monkeypatch.setattr(connect, "FRESH_SECONDS", 0.05)
+    always = BusyCursor(times=1_000)
+    with pytest.raises(sqlite3.OperationalError):
+        connect._use_write_ahead_log(always)  # type: ignore[arg-type]
+    assert 1 < len(always.executed) < 1_000
 
 
 def open_one(said: "Connection[str, str]", url: str) -> None:

@@ -5,6 +5,7 @@ No message holds a value: ids of users and texts stay where they are.
 
 import os
 import sqlite3
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ LOCK_SECONDS = 60
 """How long a transaction waits for another one; `?timeout=` in the URL of a SQLite memory says otherwise."""
 CONNECT_SECONDS = 10
 """How long a server may take to answer; `?connect_timeout=` in the URL says otherwise."""
+FRESH_SECONDS, FRESH_PAUSE_SECONDS = 2.0, 0.01
+"""How long, and how often, the log of a file is asked for that others open for the first time, too."""
 RECYCLE_SECONDS = 1_800
 """The age at which a connection to a server is replaced."""
 LOG_BYTES = 64 * 1024 * 1024
@@ -125,7 +128,8 @@ def _to_file(url: sa.URL, *, path: Path | None) -> sa.Engine:
     def _configure(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:
         connection.isolation_level = None  # the driver would otherwise begin transactions at its own moments
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"journal_size_limit={LOG_BYTES}"):
+        _use_write_ahead_log(cursor)
+        for pragma in ("synchronous=NORMAL", "foreign_keys=ON", f"journal_size_limit={LOG_BYTES}"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -135,6 +139,23 @@ def _to_file(url: sa.URL, *, path: Path | None) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
     return engine
+
+
+def _use_write_ahead_log(cursor: sa.engine.interfaces.DBAPICursor) -> None:
+    """Let a file have a write-ahead log; of processes that open a fresh one at once, one makes it.
+
+    SQLite waits for no lock there where waiting could be for ever, and says at once that the file is locked.
+    """
+    until = time.monotonic() + FRESH_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(FRESH_PAUSE_SECONDS)
+        else:
+            return
 
 
 _ENGINES: "weakref.WeakSet[sa.Engine]" = weakref.WeakSet()
