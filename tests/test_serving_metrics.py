@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""Of this process and its counts, if an earlier test named one."""
+FOLDERS = "PROMETHEUS_MULTIPROC"
+"""What the names of variables begin with that name the folder of this process' own counts, if it has one by now."""
 PROJECT = Path(__file__).parent.parent
 KILLED = """
 import os, signal
@@ -34,7 +34,7 @@ print('requests_total{route="/v1/score",status="200"} 7.0' in metrics.exposition
 
 
 def test_a_worker_that_was_killed_leaves_its_counts_and_no_gauge() -> None:
-    alone = {name: value for name, value in os.environ.items() if name != FOLDER}
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(FOLDERS)}
     done = subprocess.run(
         [sys.executable, "-c", KILLED], cwd=PROJECT, env=alone, capture_output=True, text=True, check=True
     )
