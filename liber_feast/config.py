@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 from liber_feast.behavior import RatingScale
 from liber_feast.condition import Condition, condition_from
 from liber_feast.errors import ConfigError
+from liber_feast.evidence import ItemTextForm
 from liber_feast.interest_config import ExtractiveConfig, InterestConfig, MetricsConfig, interest_problem
 
 
@@ -68,7 +69,7 @@ class EvidenceConfig(_Block):
 
     width: PositiveInt = 32
     """Floats of an item's vector: the width of the PCA over item texts. Fixed once that is fitted."""
-    text: Literal["full", "categories"] = "full"
+    text: ItemTextForm = "full"
     """What an item's text has: title, categories and period, or the last two, where there are categories. Likewise."""
 
 

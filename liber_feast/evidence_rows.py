@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from liber_feast.errors import ConfigError
 from liber_feast.fields import NUMBER_LIMIT, Floats, column, floats
-from liber_feast.partition_vectors import check_finite
+from liber_feast.partition_vectors import check_finite, check_width
 from liber_feast.ragged import Ragged, list_values
 
 Match = Literal["mean", "decay", "attention", "projected"]
@@ -159,11 +159,7 @@ def read_rows(rows: pa.Table, name: str, *, width: int) -> TableRows:
     """
     lists = list_values(rows, name, kind=pa.float32(), last=None)
     values = check_finite(lists, name=name)
+    advice = "Was the width of the evidence changed after the fit? Then fit again."
+    check_width(lists, name=name, width=width, advice=advice)
     there = lists.lengths > 0
-    wrong = np.flatnonzero(there & (lists.lengths != width))
-    if len(wrong):
-        raise ConfigError(
-            f"column {name!r} is {int(lists.lengths[wrong[0]])} wide in row {int(wrong[0])}, the run needs {width}."
-            " Was the width of the evidence changed after the fit? Then fit again."
-        )
     return TableRows(values=values.reshape(-1, width), rows=np.where(there, np.cumsum(there) - 1, -1))

@@ -40,16 +40,24 @@ def read_fused_vectors(rows: pa.Table, *, width: int) -> Floats:
     """
     flat = list_values(rows, FUSED, kind=pa.float32(), last=None)
     values = check_finite(flat, name=FUSED)
-    there = flat.lengths > 0
-    wrong = np.flatnonzero(there & (flat.lengths != width))
+    check_width(flat, name=FUSED, width=width, advice="Publish the fused vectors with this run's fusion weights.")
+    fused = np.zeros((rows.num_rows, width), np.float32)
+    fused[flat.lengths > 0] = values.reshape(-1, width)
+    return fused
+
+
+def check_width(flat: RaggedValues, *, name: str, width: int, advice: str) -> None:
+    """Check that each row of a list column is empty or `width` long.
+
+    Raises:
+        ConfigError: one is not; the message names it and ends with `advice`.
+    """
+    wrong = np.flatnonzero((flat.lengths > 0) & (flat.lengths != width))
     if len(wrong):
         raise ConfigError(
-            f"column {FUSED!r} is {int(flat.lengths[wrong[0]])} wide in row {int(wrong[0])}, the run needs {width}."
-            " Publish the fused vectors with this run's fusion weights."
+            f"column {name!r} is {int(flat.lengths[wrong[0]])} wide in row {int(wrong[0])}, the run needs {width}."
+            f" {advice}"
         )
-    fused = np.zeros((rows.num_rows, width), np.float32)
-    fused[there] = values.reshape(-1, width)
-    return fused
 
 
 def check_finite(flat: RaggedValues, *, name: str) -> Floats:

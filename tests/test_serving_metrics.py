@@ -10,7 +10,6 @@ FOLDERS = "PROMETHEUS_MULTIPROC"
 PROJECT = Path(__file__).parent.parent
 KILLED = """
 import os, signal
-from pathlib import Path
 from serving import metrics
 
 def away():
