@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from liber_feast.errors import ArtifactError, ConfigError, one_line
 from liber_feast.inputs import Batch, InputShape, InputSpec, ItemTable
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 CONFIG, METRICS, INPUTS = "config.json", "metrics.json", "inputs.json"
 MODEL_TENSORS, INPUT_TENSORS, FUSION_FOLDER = "model.safetensors", "inputs.safetensors", "fusion"
 

@@ -21,7 +21,9 @@ Match = Literal["mean", "decay", "attention", "projected"]
 ITEM_VECTOR = "vector"
 MEMORY_EVIDENCE, MEMORY_LIKE_RATE, MEMORY_COUNT = "memory_evidence", "memory_like_rate", "memory_behavior_count"
 LIKE_PRIOR = 2.0
-"""Behaviors' worth of the training like rate that a window's or memory's like rate is smoothed with."""
+"""Behaviors' worth of the training like rate that a window's like rate is smoothed with."""
+MEMORY_PRIOR = 20.0
+"""Behaviors' worth of an average user, whose match is 0, that a memory's like rate and match are smoothed with."""
 MEMORY_NUMBERS = 2
 """Numbers of a memory alone, without an item: its like rate and its count."""
 
@@ -100,16 +102,22 @@ class UserEvidence:
         places = np.where(there, self.evidence.rows, 0)
         counts = self.counts()
         likes = np.where(there, self.like_rates[places], 0.0) * counts if len(self.like_rates) else counts
-        rate = (likes + LIKE_PRIOR * like_rate) / (counts + LIKE_PRIOR) - like_rate
+        rate = (likes + MEMORY_PRIOR * like_rate) / (counts + MEMORY_PRIOR) - like_rate
         standard = np.where(there, np.log1p(counts) - scales.memory_count_mean, 0.0) / scales.memory_count_deviation
         return np.stack([rate, np.clip(standard, -NUMBER_LIMIT, NUMBER_LIMIT)], axis=1).astype(np.float32)
 
-    def counts(self) -> npt.NDArray[np.float64]:
-        """Return the behaviors in the memory of each row."""
-        rows = self.evidence.rows
+    def smoothed(self, rows: npt.NDArray[Any]) -> Floats:
+        """Return (len(rows), E): the evidence of the memories of `rows`, drawn towards 0 where behaviors are few."""
+        counts = self.counts(rows)
+        found: Floats = self.evidence.take(rows) * (counts / (counts + MEMORY_PRIOR)).astype(np.float32)[:, None]
+        return found
+
+    def counts(self, rows: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float64]:
+        """Return the behaviors in the memories of `rows`; None: of every row."""
+        places = self.evidence.rows if rows is None else self.evidence.rows[rows]
         if not len(self.behavior_counts):
-            return np.zeros(len(rows))
-        return np.where(rows >= 0, self.behavior_counts[np.maximum(rows, 0)], 0.0)
+            return np.zeros(len(places))
+        return np.where(places >= 0, self.behavior_counts[np.maximum(places, 0)], 0.0)
 
 
 def read_item_vectors(rows: pa.Table, *, width: int) -> TableRows:

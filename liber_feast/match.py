@@ -43,7 +43,7 @@ def matches(
         window_BE = _windows(users, rows=distinct, liked=liked, table=table, length=length)[place_B]
         found = [np.einsum("be,be->b", window_BE, vectors_BE)]
         if users.evidence is not None:
-            found.append(np.einsum("be,be->b", users.evidence.evidence.take(of_users), vectors_BE))
+            found.append(np.einsum("be,be->b", users.evidence.smoothed(of_users), vectors_BE))
         parts.append(np.stack(found, axis=1))
     return np.concatenate(parts)
 

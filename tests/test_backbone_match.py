@@ -11,7 +11,7 @@ from torch import Tensor
 
 from liber_feast.artifact import to_tensors
 from liber_feast.errors import ConfigError
-from liber_feast.evidence_rows import Match
+from liber_feast.evidence_rows import MEMORY_PRIOR, Match
 from liber_feast.inputs import InputShape
 from tests import test_training_evidence as parts
 from tests.backbone_parts import randomize, small
@@ -64,7 +64,9 @@ def test_later_partitions_count_more_with_decay() -> None:
         age = torch.arange(len(partitions)).flip(0)
         weight = partitions[:, -1].exp() * torch.exp(-0.7 * age)
         match = partitions[:, :-1] @ batch("decay")["item_vector"][row] / head.deviation
-        expected = float((weight * match).sum() / weight.sum()) if len(partitions) else 0.0
+        behaviors = float(partitions[:, -1].exp().sum())
+        smoothing = behaviors / (behaviors + MEMORY_PRIOR)
+        expected = smoothing * float((weight * match).sum() / weight.sum()) if len(partitions) else 0.0
         assert float(found[row]) == pytest.approx(np.clip(expected, -4, 4), abs=1e-5)
 
 

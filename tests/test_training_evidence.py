@@ -29,8 +29,8 @@ from training.evidence_samples import evidence_of, item_texts, with_vectors
 from training.fit import Prepared, fit, prepare
 from training.fit_inputs import item_versions
 
-WINDOW, MEMORY = 3, 6
-"""Where in `dense` the match of the window and of the memory stand, the last of each."""
+WINDOW, MEMORY_RATE, MEMORY = 3, 3, 6
+"""Where in `dense` the match of the window, and the like rate and match of the memory, stand."""
 FEATURES: tuple[Features, ...] = ("baseline", "liber", "evidence", "liber+evidence")
 
 
@@ -110,13 +110,18 @@ def test_the_match_of_the_window_is_its_evidence_times_the_candidate(row: int) -
 
 
 @pytest.mark.parametrize("row", [0, 200, 500, 999])
-def test_the_match_of_the_memory_is_the_published_evidence_times_the_candidate(row: int) -> None:
+def test_the_numbers_of_the_memory_are_the_published_ones_smoothed_with_20_behaviors(row: int) -> None:
     one = listed().slice(row, 1).to_pylist()[0]
-    found = one["memory_evidence"]
-    expected = 0.0 if found is None else float(np.array(found) @ np.array(one["vector"]))
+    found, count = one["memory_evidence"], one["memory_behavior_count"]
+    expected, like_rate = 0.0, prepared().spec.like_rate
+    rate = like_rate
+    if found is not None:
+        expected = float(np.array(found) @ np.array(one["vector"])) * count / (count + 20)
+        rate = (one["memory_like_rate"] * count + 20 * like_rate) / (count + 20)
     match = prepared().spec.match
     assert match is not None
     assert dense()[row, MEMORY] * match.memory_deviation == pytest.approx(expected, abs=1e-6)
+    assert dense()[row, MEMORY_RATE] == pytest.approx(rate - like_rate, abs=1e-6)
     assert (found is None) == (row == 0)
 
 

@@ -209,7 +209,7 @@ def garble(folder: Path) -> None:
         (flip("inputs.safetensors"), "inputs.safetensors was altered"),
         (changed("inputs.json", like_above=1.0), "inputs.json was altered"),
         (garble, "is no JSON"),
-        (changed("config.json", format_version=1), "format version 3"),
+        (changed("config.json", format_version=1), "format version 4"),
         (changed("config.json", backbone_config=SMALL | {"hidden": [5]}), "cannot be used"),
         (changed("config.json", backbone_config={"depth": 3}), "its config does not fit"),
         (changed("config.json", backbone="training.backbones.din:DON"), "cannot be imported"),

@@ -24,7 +24,7 @@ from training.protocol import Block, blocks, check_folds
 from training.provenance import versions
 from training.shared_work import shared_work
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FITS, IDENTITY = "fits", "comparison_of.json"
 BASE: Features = "baseline"
 VARIANTS: tuple[Features, ...] = ("liber", "evidence", "liber+evidence")

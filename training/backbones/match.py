@@ -6,6 +6,7 @@ Shape suffixes: B samples in the batch, P partitions, E width of an item's vecto
 import torch
 from torch import Tensor, nn
 
+from liber_feast.evidence_rows import MEMORY_PRIOR
 from liber_feast.fields import NUMBER_LIMIT
 from liber_feast.inputs import InputShape
 
@@ -13,10 +14,11 @@ Batch = dict[str, Tensor]
 
 
 class MatchHead(nn.Module):
-    """`sum_p w_p (W v) . e_p`, w = softmax(log n_p + a (W v) . e_p - r age_p), in the units of the plain match.
+    """`s sum_p w_p (W v) . e_p`, w = softmax(log n_p + a (W v) . e_p - r age_p), in the units of the plain match.
 
-    v is the candidate's vector, e_p the evidence of a partition of n_p behaviors, age_p how many came after it. One of
-    r (`decay`), a (`attention`) and W (`projected`) is learned; a = r = 0 and W = 1, at first, is the mean.
+    v is the candidate's vector, e_p the evidence of a partition of n_p behaviors, age_p how many came after it; of n
+    behaviors in all, s = n / (n + `MEMORY_PRIOR`). One of r (`decay`), a (`attention`) and W (`projected`) is learned;
+    a = r = 0 and W = 1, at first, is the mean.
     """
 
     def __init__(self, shape: InputShape) -> None:
@@ -41,7 +43,9 @@ class MatchHead(nn.Module):
             score_BP = score_BP - self.weight * age_BP
         lowest = torch.finfo(score_BP.dtype).min
         weight_BP = score_BP.masked_fill(~there_BP, lowest).softmax(dim=1) * there_BP
-        return (weight_BP * match_BP).sum(dim=1).clamp(-NUMBER_LIMIT, NUMBER_LIMIT)
+        behaviors_B = (count_BP.exp() * there_BP).sum(dim=1)
+        smoothed_B = (weight_BP * match_BP).sum(dim=1) * behaviors_B / (behaviors_B + MEMORY_PRIOR)
+        return smoothed_B.clamp(-NUMBER_LIMIT, NUMBER_LIMIT)
 
     def dense(self, batch: Batch) -> Tensor:
         """Return the dense numbers of a batch with this match in the place of the mean, which is the last of them."""
