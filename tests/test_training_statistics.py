@@ -38,8 +38,11 @@ def test_the_t_test_of_a_known_case() -> None:
     assert paired_t_test([1.0, 2.0, 3.0]) == pytest.approx(0.0741799, abs=1e-6)  # t = 2 / (1 / sqrt(3)), 2 degrees
 
 
-@pytest.mark.parametrize(("gains", "p"), [([0.0, 0.0, 0.0], 1.0), ([0.01, 0.01], 0.0)])
-def test_differences_without_variance_have_a_p_value(gains: list[float], p: float) -> None:
+@pytest.mark.parametrize(
+    ("gains", "p"),
+    [([0.0, 0.0, 0.0], 1.0), ([0.01, 0.01], 0.0), ([0.3 - 0.2, 0.1, 0.7 - 0.6], 0.0), ([1e-17, 0.0], 1.0)],
+)
+def test_differences_that_only_rounding_tells_apart_have_a_p_value(gains: list[float], p: float) -> None:
     assert paired_t_test(gains) == p
 
 

@@ -16,6 +16,8 @@ from scipy import stats
 from liber_feast.errors import ConfigError
 
 RESAMPLES = 1_000
+ROUNDING = 1e-12
+"""Gains no further apart than this are the same: they are differences of rounded AUCs and log losses."""
 WEIGHTS_AT_ONCE = 5_000_000
 """Weights of samples that are held at once; bounds the memory."""
 
@@ -44,8 +46,8 @@ def paired_t_test(gains: Sequence[float]) -> float:
     values = np.asarray(gains, np.float64)
     if len(values) < 2:  # noqa: PLR2004 (a variance needs two)
         raise ConfigError(f"a paired t-test needs 2 seeds or more; there are {len(values)}. Use --seeds 2 or more.")
-    if np.ptp(values) == 0:
-        return 1.0 if values[0] == 0 else 0.0
+    if np.ptp(values) < ROUNDING:
+        return 1.0 if abs(values[0]) < ROUNDING else 0.0
     return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 
