@@ -15,7 +15,6 @@ The last line of stdout is one JSON object: by numbers the AUC of each fold and 
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,9 @@ import pyarrow as pa
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from liber_feast.behavior import ITEM
+from liber_feast.behavior import ITEM, USER
 from liber_feast.evidence_rows import LIKE_PRIOR, MEMORY_PRIOR
+from liber_feast.fields import strings
 from liber_feast.pit import as_of, key_codes
 from training.data import BEHAVIOR_COUNT, Samples, load_samples
 from training.fit import Prepared, prepare
@@ -33,7 +33,6 @@ from training.options import FitOptions
 from training.protocol import Block, blocks
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 ITEM_PRIOR = 5.0
 """Behaviors' worth of the like rate of all items that an item's is smoothed with."""
 LIMIT = 5.0
@@ -89,52 +88,40 @@ def auc(numbers: Floats, *, labels: npt.NDArray[np.bool_], block: Block) -> floa
 
 
 def item_numbers(samples: Samples) -> Floats:
-    """Return (Q, 2): of each candidate the smoothed like rate and log count strictly before the sample."""
-    log = Log.of(samples)
-    like_rate, count = log.as_of(samples.table[ITEM].combine_chunks(), times=samples.times)
+    """Return (Q, 2): the smoothed like rate of each candidate, and its log count, strictly before the sample."""
+    like_rate, count = before(samples)
     return np.stack([like_rate, np.log1p(count)], axis=1)
 
 
 def adjusted_numbers(samples: Samples) -> Floats:
     """Return (Q, 2): over the window and over the memory the mean of liked - like rate of the item before it."""
-    log, recent = Log.of(samples), samples.recent
     assert samples.evidence is not None, "these samples have evidence"
-    expected, _ = log.as_of(log.item_ids, times=log.times)
-    total = np.append(0.0, np.cumsum(log.liked - expected))
-    end = recent.starts + recent.lengths
-    window = np.minimum(recent.lengths, WINDOW_ROWS)
+    user, _ = key_codes([_ids(samples, USER)], [_ids(samples, USER)])
+    order = np.lexsort((samples.times, user))
+    total = np.append(0.0, np.cumsum((samples.labels - before(samples)[0])[order]))
+    first = np.searchsorted(user[order], user)
+    seen = np.nan_to_num(samples.table[BEHAVIOR_COUNT].to_numpy()).astype(np.int64)
+    window, memory = np.minimum(seen, WINDOW_ROWS), samples.evidence.counts().astype(np.int64)
+    of_window = (total[first + seen] - total[first + seen - window]) / (window + LIKE_PRIOR)
     # Partitions are sealed in the order of behaviors, so a memory of n behaviors is the first n.
-    first = end - np.nan_to_num(samples.table[BEHAVIOR_COUNT].to_numpy()).astype(np.int64)
-    memory = samples.evidence.counts().astype(np.int64)
-    of_window = (total[end] - total[end - window]) / (window + LIKE_PRIOR)
     of_memory = (total[first + memory] - total[first]) / (memory + MEMORY_PRIOR)
     return np.stack([of_window, of_memory], axis=1)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Log:
-    """All behaviors."""
+def before(samples: Samples) -> tuple[Floats, Floats]:
+    """Return the smoothed like rate (Q,) of each sample's item strictly before it, and the count of its behaviors."""
+    item, _ = key_codes([_ids(samples, ITEM)], [_ids(samples, ITEM)])
+    order = np.lexsort((samples.times, item))
+    groups, liked = item[order], samples.labels[order]
+    last = as_of(groups, samples.times[order], query_groups=item, query_times=samples.times - 1)
+    starts = np.searchsorted(groups, item)
+    ends = np.where(last >= 0, last + 1, starts)
+    total, count = np.append(0, np.cumsum(liked)), (ends - starts).astype(np.float64)
+    return (total[ends] - total[starts] + ITEM_PRIOR * liked.mean()) / (count + ITEM_PRIOR), count
 
-    item_ids: pa.Array
-    times: Ints
-    liked: npt.NDArray[np.bool_]
 
-    @classmethod
-    def of(cls, samples: Samples) -> "Log":
-        assert samples.recent.times is not None, "samples of a store have times"
-        liked = samples.recent.ratings.to_numpy(zero_copy_only=False) > samples.like_above
-        return cls(item_ids=samples.recent.item_ids, times=samples.recent.times, liked=liked)
-
-    def as_of(self, item_ids: pa.Array, *, times: Ints) -> tuple[Floats, Floats]:
-        """Return the like rate and the count of behaviors with each of `item_ids` strictly before `times`."""
-        asked, groups = key_codes([item_ids.cast(pa.large_string())], [self.item_ids])
-        order = np.lexsort((self.times, groups))
-        groups, liked = groups[order], self.liked[order]
-        last = as_of(groups, self.times[order], query_groups=asked, query_times=times - 1)
-        starts = np.searchsorted(groups, asked)
-        ends = np.where(last >= 0, last + 1, starts)
-        total, count = np.append(0, np.cumsum(liked)), (ends - starts).astype(np.float64)
-        return (total[ends] - total[starts] + ITEM_PRIOR * liked.mean()) / (count + ITEM_PRIOR), count
+def _ids(samples: Samples, name: str) -> pa.Array:
+    return strings(samples.table, name).cast(pa.large_string())
 
 
 if __name__ == "__main__":
