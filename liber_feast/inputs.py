@@ -138,28 +138,28 @@ class InputSpec:
         item_ids: Sequence[str],
         user_rows: npt.NDArray[np.int64] | None = None,
         attributes: pa.Table | None = None,
+        as_read: npt.NDArray[np.bool_] | None = None,
         newer: Mapping[str, Floats] | None = None,
     ) -> Batch:
         """Return the arrays of one user (one row), or of the users (row `user_rows[b]`), beside each of `item_ids`.
 
         Candidates come from the item table, as they were last. `attributes` are the online item attributes, one row
-        per item id in the same order; they are used for items that the table does not know. Without them such an item
-        is all unknown. `newer` are the vectors of items of the windows that the table does not know.
+        per item id in the same order; they are used where `as_read` says so, or for items that the table does not know.
+        Without them such an item is all unknown. `newer` are vectors of items of the windows that it does not know.
 
         Raises: see `encode`; ConfigError also where `user` is not one row or `attributes` has other rows.
         """
-        given = pa.table({ITEM: pa.array(list(item_ids), pa.string())}) if attributes is None else attributes
+        ids = pa.array(list(item_ids), pa.string())
+        given = pa.table({ITEM: ids}) if attributes is None else attributes
         if (user_rows is None and user.num_rows != 1) or given.num_rows != len(item_ids):
             raise ConfigError(
                 f"a request needs one user row and an attribute row for each of its {len(item_ids)} items;"
                 f" found {user.num_rows} and {given.num_rows}."
             )
-        if attributes is not None:
-            given = given.drop_columns([ITEM]) if ITEM in given.column_names else given
-            given = given.append_column(ITEM, pa.array(list(item_ids), pa.string()))
-        users, items, every = self.encode_users(user, newer=newer), self._known_items(given), np.arange(len(item_ids))
-        of_users = every * 0 if user_rows is None else user_rows
-        batch = self.batch(users, items=items, user_rows=of_users, item_rows=every)
+        given = given.select([name for name in given.column_names if name != ITEM]).append_column(ITEM, ids)
+        users, items = self.encode_users(user, newer=newer), self._known_items(given, as_read=as_read)
+        of_users = np.zeros(len(ids), np.int64) if user_rows is None else user_rows
+        batch = self.batch(users, items=items, user_rows=of_users, item_rows=np.arange(len(ids)))
         return batch | distinct_items(self.items, users=users, user_rows=of_users, length=self.sequence_length)
 
     def encode_items(self, rows: pa.Table, *, times: npt.NDArray[np.int64] | None = None) -> EncodedItems:
@@ -303,11 +303,11 @@ class InputSpec:
             items=replace(items, ids=tuple(document["item_ids"])),
         )
 
-    def _known_items(self, rows: pa.Table) -> EncodedItems:
+    def _known_items(self, rows: pa.Table, *, as_read: npt.NDArray[np.bool_] | None) -> EncodedItems:
         """Return the candidates of `rows`: from the item table, else from the item columns of the row itself."""
         found = look_up(strings(rows, ITEM), self._item_rows)
         codes, numbers = self.items.codes[found], self.items.numbers[found]
-        new = np.flatnonzero(found == 0)
+        new = np.flatnonzero(found == 0 if as_read is None else as_read)
         if len(new):
             encoded = self.encode_items(rows.take(pa.array(new)))
             codes[new], numbers[new] = encoded.codes, encoded.numbers
@@ -316,9 +316,9 @@ class InputSpec:
         vectors = self._item_vectors[found]
         if len(new) and ITEM_VECTOR in rows.column_names:
             read = read_item_vectors(rows.take(pa.array(new)), width=self.match.width)
-            vectors[new] = read.take(np.arange(len(new)))
-        own = TableRows(values=vectors, rows=np.arange(len(vectors)))
-        return EncodedItems(codes=codes, numbers=numbers, vectors=own)
+            there = np.flatnonzero(read.rows >= 0)
+            vectors[new[there]] = read.take(there)
+        return EncodedItems(codes=codes, numbers=numbers, vectors=TableRows(values=vectors, rows=np.arange(len(found))))
 
     def _table_rows(self, item_ids: pa.Array, *, times: npt.NDArray[np.int64] | None) -> Ints:
         """Return the rows of the item table for items, as they were at `times`; None: as they were last."""

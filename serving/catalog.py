@@ -1,7 +1,7 @@
 """Item attributes from the online store behind a cache with a bound and a time to live.
 
-The run's item table has the encoded fields of every item known at training but no titles, so titles, and every
-attribute of a newer item, come from the store: as fresh as the store is, and read once for many requests.
+The run's item table has the encoded fields of every item known at training, as they were then, but no titles. So
+titles, and the attributes of items that are newer or changed, come from the store and are read once for many requests.
 """
 
 import threading

@@ -21,6 +21,7 @@ from liber_feast.evidence_rows import ITEM_VECTOR, MEMORY_COUNT, MEMORY_EVIDENCE
 from liber_feast.fields import Floats
 from serving.answers import Missing, Question, Ranking, ScoredItem, ServedModel
 from serving.catalog import Attributes, ItemCatalog
+from serving.known_items import KnownItems
 from serving.online import (
     BEHAVIOR_SEQUENCE,
     FUSION_VERSION,
@@ -72,7 +73,7 @@ class Ranker:
         )
         self._artifact, self._spec = artifact, artifact.spec
         self._reads_interests, self._reads_evidence = reads_interests(artifact), reads_evidence(artifact)
-        self._known = frozenset(self._spec.items.ids)
+        self._known = KnownItems(self._spec, table_of=self._item_table)
         self._user_names = ("item_ids", "ratings", "behavior_count", *(field.name for field in self._spec.user_fields))
         self._item_names = tuple(field.name for field in self._spec.item_fields)
         self._features, self._catalog = features, ItemCatalog(features)
@@ -192,11 +193,8 @@ class Ranker:
             if vector is not None and len(vector) == width
         }
 
-    def _item_table(self, item_ids: Sequence[str], *, attributes: Mapping[str, Attributes | None]) -> pa.Table | None:
-        """Return the attributes of the candidates that the run does not know, nulls elsewhere; None if it knows all."""
-        if self._known.issuperset(item_ids):
-            return None
-        rows = [None if name in self._known else attributes[name] for name in item_ids]
+    def _item_table(self, item_ids: Sequence[str], rows: Sequence[Attributes | None]) -> pa.Table:
+        """Return the columns that the run reads of items from what the store has of them."""
         columns = {name: [row and row[name] for row in rows] for name in self._item_names}
         if self._spec.match is not None:
             columns[ITEM_VECTOR] = [self._vector(row) for row in rows]
@@ -210,9 +208,19 @@ class Ranker:
         item_ids: Sequence[str],
         attributes: Mapping[str, Attributes | None],
     ) -> npt.NDArray[np.float64]:
-        table = self._item_table(item_ids, attributes=attributes)
-        newer = self._newer(attributes)
-        batch = self._spec.encode_request(users, item_ids=item_ids, user_rows=user_rows, attributes=table, newer=newer)
+        as_read = np.array(self._known.is_as_read(item_ids, attributes=attributes))
+        table = None
+        if as_read.any():
+            rows = [attributes[name] if read else None for name, read in zip(item_ids, as_read, strict=True)]
+            table = self._item_table(item_ids, rows)
+        batch = self._spec.encode_request(
+            users,
+            item_ids=item_ids,
+            user_rows=user_rows,
+            attributes=table,
+            as_read=as_read,
+            newer=self._newer(attributes),
+        )
         scores = self._artifact.score(batch)
         if not np.isfinite(scores).all():
             raise ArtifactError(f"{self.model.run} gives a score that is not finite. Train it again.")
