@@ -62,13 +62,12 @@ from liber_feast.fields import (
     column,
     encode_fields,
     floats,
-    look_up,
     lookups,
     strings,
 )
+from liber_feast.item_rows import ItemRows
 from liber_feast.match import matches
 from liber_feast.partition_vectors import FUSED, VECTORS, read_fused_vectors, read_partition_vectors
-from liber_feast.pit import as_of, key_codes
 from liber_feast.ragged import Ragged
 from liber_feast.recent_behaviors import RecentBehaviors, read_recent_behaviors
 
@@ -305,7 +304,7 @@ class InputSpec:
 
     def _known_items(self, rows: pa.Table, *, as_read: npt.NDArray[np.bool_] | None) -> EncodedItems:
         """Return the candidates of `rows`: from the item table, else from the item columns of the row itself."""
-        found = look_up(strings(rows, ITEM), self._item_rows)
+        found = self._item_rows.last(strings(rows, ITEM))
         codes, numbers = self.items.codes[found], self.items.numbers[found]
         new = np.flatnonzero(found == 0 if as_read is None else as_read)
         if len(new):
@@ -322,13 +321,7 @@ class InputSpec:
 
     def _table_rows(self, item_ids: pa.Array, *, times: npt.NDArray[np.int64] | None) -> Ints:
         """Return the rows of the item table for items, as they were at `times`; None: as they were last."""
-        if times is None:
-            return look_up(item_ids, self._item_rows)
-        asked, groups = key_codes([item_ids.cast(pa.large_string())], [pa.array(self.items.ids, pa.large_string())])
-        places = np.flatnonzero(groups >= 0)
-        found = as_of(groups[places], self.items.times[places], query_groups=asked, query_times=times)
-        rows: Ints = np.append(places + 1, 0)[found].astype(np.int32)  # nothing is -1, the last
-        return rows
+        return self._item_rows.last(item_ids) if times is None else self._item_rows.at(item_ids, times=times)
 
     @property
     def learns_match(self) -> bool:
@@ -353,8 +346,8 @@ class InputSpec:
         return replace(users, evidence=found, dense=np.concatenate([users.dense, numbers], axis=1))
 
     @cached_property
-    def _item_rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.items.ids, start=1)}
+    def _item_rows(self) -> ItemRows:
+        return ItemRows(self.items)
 
     @cached_property
     def _user_lookups(self) -> dict[str, dict[str, int]]:

@@ -101,7 +101,7 @@ def _check(published: frozenset[str], *, wanted: str | None, problem: str, remed
 
 def _absent(artifact: Artifact, *, features: FeatureReader) -> Iterator[str]:
     spec = artifact.spec
-    wanted = {"item_ids", "ratings", "behavior_count", *(field.name for field in spec.user_fields)}
+    wanted = {"item_ids", "ratings", "times", "behavior_count", *(field.name for field in spec.user_fields)}
     wanted |= {"fused", FUSION_VERSION} if reads_interests(artifact) else set()
     wanted |= {*EVIDENCE_NAMES, ENCODER_VERSION} if reads_evidence(artifact) else set()
     of_items = {field.name for field in spec.item_fields}

@@ -1,6 +1,7 @@
 """A known item that changed since the fit is scored as the store has it now, as a training sample of now."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from feast import FeatureStore
 
 from liber_feast.artifact import load_artifact
+from liber_feast.encoded import ItemTable
 from serving.catalog import ItemCatalog
+from serving.online import open_features
 from serving.ranker import Ranker, open_ranker
 from tests.serving_parts import (
     ITEM_ENCODER,
@@ -96,3 +99,25 @@ def test_a_new_text_counts_in_the_match_unless_it_is_of_another_encoder(tmp_path
     np.testing.assert_allclose(np.delete(found, 2), np.delete(before, 2), atol=1e-6)
     write(repo, "item_text", item_id="i2", vector=EDITED_VECTOR, encoder_version=OTHER_ENCODER)
     np.testing.assert_allclose(scores(open_ranker(repo, run=run), user_id=WITH_EVIDENCE), before, atol=1e-6)
+
+
+def test_a_behavior_is_of_the_item_as_it_was_then(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", features="baseline")
+    repo = make_store(tmp_path / "repo", run=run)
+    before = scores(open_ranker(repo, run=run))
+    artifact = load_artifact(run)
+    items = artifact.spec.items
+    later = int(NOW.timestamp() * 1e6) + 1
+    newest = np.append(items.times, np.full(len(items.ids), later))
+    order = np.lexsort((newest, np.array(items.ids * 2)))
+    rows = np.append(np.arange(len(items.ids)), np.roll(np.arange(len(items.ids)), 1))[order]
+    edited = ItemTable(
+        ids=tuple(np.array(items.ids * 2)[order].tolist()),
+        times=newest[order],
+        codes=np.concatenate([items.codes[:1], items.codes[1:][rows]]),
+        numbers=np.concatenate([items.numbers[:1], items.numbers[1:][rows]]),
+    )
+    spec = replace(artifact.spec, items=edited)
+    ranker = Ranker(replace(artifact, spec=spec), features=open_features(repo, service="ctr_baseline"))
+    # Each item has another's fields since; candidates are as the store has them, behaviors as they were.
+    np.testing.assert_allclose(scores(ranker), before, atol=1e-6)
