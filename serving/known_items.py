@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from liber_feast.inputs import InputSpec
-from serving.catalog import Attributes
+from serving.catalog import CAPACITY, Attributes
 
 
 class KnownItems:
@@ -28,6 +28,8 @@ class KnownItems:
     def is_as_read(self, item_ids: Sequence[str], *, attributes: Mapping[str, Attributes | None]) -> list[bool]:
         """Return which items are to be taken as the store has them: unknown ones, and those that changed."""
         names = dict.fromkeys(item_ids)
+        if len(self._compared) > CAPACITY:  # each holds what was read, which the catalog may have dropped
+            self._compared.clear()
         self._compare([name for name in names if name in self._rows], attributes=attributes)
         return [name not in self._rows or self._has_changed(name, attributes[name]) for name in item_ids]
 

@@ -121,3 +121,11 @@ def test_a_behavior_is_of_the_item_as_it_was_then(tmp_path: Path) -> None:
     ranker = Ranker(replace(artifact, spec=spec), features=open_features(repo, service="ctr_baseline"))
     # Each item has another's fields since; candidates are as the store has them, behaviors as they were.
     np.testing.assert_allclose(scores(ranker), before, atol=1e-6)
+
+
+def test_no_more_is_kept_than_the_catalog_keeps(run: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.known_items.CAPACITY", 3)
+    ranker = open_ranker(repo, run=run)
+    expected = [scores(ranker, [name])[0] for name in ITEMS]
+    assert len(ranker._known._compared) <= 4
+    assert scores(ranker) == pytest.approx(expected, abs=1e-6)
