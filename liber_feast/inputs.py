@@ -304,7 +304,7 @@ class InputSpec:
 
     def _known_items(self, rows: pa.Table, *, as_read: npt.NDArray[np.bool_] | None) -> EncodedItems:
         """Return the candidates of `rows`: from the item table, else from the item columns of the row itself."""
-        found = self._item_rows.last(strings(rows, ITEM))
+        found = self.item_rows.last(strings(rows, ITEM))
         codes, numbers = self.items.codes[found], self.items.numbers[found]
         new = np.flatnonzero(found == 0 if as_read is None else as_read)
         if len(new):
@@ -321,7 +321,7 @@ class InputSpec:
 
     def _table_rows(self, item_ids: pa.Array, *, times: npt.NDArray[np.int64] | None) -> Ints:
         """Return the rows of the item table for items, as they were at `times`; None: as they were last."""
-        return self._item_rows.last(item_ids) if times is None else self._item_rows.at(item_ids, times=times)
+        return self.item_rows.last(item_ids) if times is None else self.item_rows.at(item_ids, times=times)
 
     @property
     def learns_match(self) -> bool:
@@ -346,7 +346,8 @@ class InputSpec:
         return replace(users, evidence=found, dense=np.concatenate([users.dense, numbers], axis=1))
 
     @cached_property
-    def _item_rows(self) -> ItemRows:
+    def item_rows(self) -> ItemRows:
+        """Where items stand in the item table."""
         return ItemRows(self.items)
 
     @cached_property

@@ -23,6 +23,9 @@ class ItemRows:
         self._first = np.append(0, np.repeat(np.array(starts, np.int64), sizes))
         self._steps = int(sizes.max(initial=0)).bit_length()
 
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._last
+
     def last(self, item_ids: pa.Array) -> Ints:
         """Return the rows (N,) of items as they were last."""
         return look_up(item_ids, self._last)

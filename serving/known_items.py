@@ -14,41 +14,49 @@ from serving.catalog import CAPACITY, Attributes
 
 
 class KnownItems:
-    """Compares what the store has of items with the run's item table, once for each time that it was read."""
+    """Compares what the store has of items with the run's item table, once for each time that it was read.
 
-    def __init__(self, spec: InputSpec, *, table_of: Callable[[Sequence[str], Sequence[Attributes | None]], pa.Table]):
+    Safe to use from several threads.
+    """
+
+    def __init__(self, spec: InputSpec, *, table_of: Callable[[Sequence[str], Sequence[Attributes]], pa.Table]) -> None:
         """Take the columns of `spec` of some items and their attributes from `table_of`."""
         self._spec, self._table_of = spec, table_of
-        self._rows = {name: row for row, name in enumerate(spec.items.ids, start=1)}  # of versions the last
         self._compared: dict[str, tuple[Attributes, bool]] = {}
 
-    def __contains__(self, item_id: object) -> bool:
-        return item_id in self._rows
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._spec.item_rows
 
     def is_as_read(self, item_ids: Sequence[str], *, attributes: Mapping[str, Attributes | None]) -> list[bool]:
         """Return which items are to be taken as the store has them: unknown ones, and those that changed."""
-        names = dict.fromkeys(item_ids)
-        if len(self._compared) > CAPACITY:  # each holds what was read, which the catalog may have dropped
-            self._compared.clear()
-        self._compare([name for name in names if name in self._rows], attributes=attributes)
-        return [name not in self._rows or self._has_changed(name, attributes[name]) for name in item_ids]
+        changed: dict[str, bool] = {}
+        new: dict[str, Attributes] = {}
+        for name in dict.fromkeys(item_ids):
+            found, before = attributes[name], self._compared.get(name)
+            if name not in self:
+                changed[name] = True
+            elif found is None:
+                changed[name] = False
+            elif before is not None and before[0] is found:
+                changed[name] = before[1]
+            else:
+                new[name] = found
+        if new:
+            changed |= self._compare(new)
+        return [changed[name] for name in item_ids]
 
-    def _has_changed(self, name: str, found: Attributes | None) -> bool:
-        return found is not None and self._compared[name][1]
-
-    def _compare(self, names: Sequence[str], *, attributes: Mapping[str, Attributes | None]) -> None:
-        nothing = (None, False)
-        new = [name for name in names if self._compared.get(name, nothing)[0] is not attributes[name]]
-        read = {name: found for name in new if (found := attributes[name]) is not None}
-        if not read:
-            return
+    def _compare(self, read: Mapping[str, Attributes]) -> dict[str, bool]:
         items = self._spec.encode_items(self._table_of(list(read), list(read.values())))
-        rows = np.array([self._rows[name] for name in read])
+        rows = self._spec.item_rows.last(pa.array(list(read), pa.string()))
         known = self._spec.items
-        changed = (items.codes != known.codes[rows]).any(axis=1) | (items.numbers != known.numbers[rows]).any(
+        differs = (items.codes != known.codes[rows]).any(axis=1) | (items.numbers != known.numbers[rows]).any(
             axis=(1, 2)
         )
         if items.vectors is not None and known.vectors is not None:
-            differs = (items.vectors.take(np.arange(len(read))) != known.vectors[rows]).any(axis=1)
-            changed |= differs & (items.vectors.rows >= 0)
-        self._compared |= {name: (found, bool(one)) for (name, found), one in zip(read.items(), changed, strict=True)}
+            moved = (items.vectors.take(np.arange(len(read))) != known.vectors[rows]).any(axis=1)
+            differs |= moved & (items.vectors.rows >= 0)
+        changed = dict(zip(read, differs.tolist(), strict=True))
+        if len(self._compared) > CAPACITY:  # each holds what was read, which the catalog may have dropped
+            self._compared = {}
+        self._compared |= {name: (found, changed[name]) for name, found in read.items()}
+        return changed
