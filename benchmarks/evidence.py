@@ -24,13 +24,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from liber_feast.behavior import ITEM, USER
+from liber_feast.errors import LiberError
 from liber_feast.evidence_rows import LIKE_PRIOR, MEMORY_PRIOR
 from liber_feast.fields import strings
 from liber_feast.pit import as_of, key_codes
 from training.data import BEHAVIOR_COUNT, Samples, load_samples
 from training.fit import Prepared, prepare
 from training.options import FitOptions
-from training.protocol import Block, blocks
+from training.protocol import FINAL, Block, blocks
 
 Floats = npt.NDArray[np.float64]
 ITEM_PRIOR = 5.0
@@ -45,19 +46,28 @@ def main() -> None:
     parser.add_argument("--repo", type=Path, required=True, help="a feature repo that was materialized")
     parser.add_argument("--folds", type=int, default=3)
     given = parser.parse_args()
-    samples = load_samples(given.repo, features="evidence")
+    try:
+        samples = load_samples(given.repo, features="evidence")
+        found = measure(samples, folds=given.folds)
+    except LiberError as error:
+        sys.exit(f"error: {error}")
+    for name, aucs in found.items():
+        folds = float(np.mean([value for block, value in aucs.items() if block != FINAL]))
+        print(f"{name:32s} folds {folds:.4f}  final block {aucs[FINAL]:.4f}", file=sys.stderr)
+    print(json.dumps({"repo": given.repo.name, "samples": len(samples.labels), "auc": found}))
+
+
+def measure(samples: Samples, *, folds: int) -> dict[str, dict[str, float]]:
+    """Return by set of numbers the AUC of each block."""
     options = FitOptions(sequence_length=WINDOW_ROWS)
     items, adjusted = item_numbers(samples), adjusted_numbers(samples)
     found: dict[str, dict[str, float]] = {}
-    for block in blocks(samples.times, folds=given.folds):
+    for block in blocks(samples.times, folds=folds):
         prepared = prepare(samples, options=options, split=block.split)
         for name, numbers in sets_of(prepared, items=items, adjusted=adjusted).items():
             found.setdefault(name, {})[block.name] = auc(numbers, labels=samples.labels, block=block)
         print(f"{block.name}: done", file=sys.stderr)
-    for name, aucs in found.items():
-        folds = float(np.mean([value for block, value in aucs.items() if block.startswith("fold")]))
-        print(f"{name:32s} folds {folds:.4f}  final block {aucs['final']:.4f}", file=sys.stderr)
-    print(json.dumps({"repo": given.repo.name, "samples": len(samples.labels), "auc": found}))
+    return found
 
 
 def sets_of(prepared: Prepared, *, items: Floats, adjusted: Floats) -> dict[str, Floats]:

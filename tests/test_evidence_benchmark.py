@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.evidence import WINDOW_ROWS, adjusted_numbers, before, item_numbers, sets_of
+from benchmarks.evidence import WINDOW_ROWS, adjusted_numbers, before, item_numbers, main, measure, sets_of
 from tests.test_training_evidence import dense, prepared, samples
 from tests.training_parts import START
 
@@ -66,3 +67,15 @@ def test_the_sets_begin_with_what_backbones_get() -> None:
     np.testing.assert_allclose(found["baseline"], dense("baseline"), atol=1e-6)
     np.testing.assert_allclose(found["evidence"], dense("evidence"), atol=1e-6)
     assert [numbers.shape[1] for numbers in found.values()] == [4, 7, 6, 9, 7, 11]
+
+
+def test_evidence_raises_what_a_regression_knows() -> None:
+    found = measure(samples("evidence"), folds=1)
+    assert {name: list(aucs) for name, aucs in found.items()}["baseline"] == ["fold 1", "final"]
+    assert found["evidence"]["final"] > found["baseline"]["final"] + 0.01
+
+
+def test_a_repo_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["evidence", "--repo", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: .*there is no feature_store.yaml"):
+        main()
