@@ -33,12 +33,12 @@ class KnownItems:
         new: dict[str, Attributes] = {}
         for name in dict.fromkeys(item_ids):
             found, before = attributes[name], self._compared.get(name)
-            if name not in self:
+            if before is not None and before[0] is found:
+                changed[name] = before[1]
+            elif name not in self:
                 changed[name] = True
             elif found is None:
                 changed[name] = False
-            elif before is not None and before[0] is found:
-                changed[name] = before[1]
             else:
                 new[name] = found
         if new:
