@@ -179,21 +179,19 @@ class Ranker:
         return [name for name in window if name not in self._known]
 
     def _vector(self, found: Attributes | None) -> Any:
-        """Return the vector of an item's text, None where there is none of the run's encoder."""
-        fits = found is not None and found.get(ENCODER_VERSION) == self._artifact.facts.item_encoder_version
-        return found[ITEM_VECTOR] if found is not None and fits else None
+        """Return the vector of an item's text, None where there is none of the run's encoder and width."""
+        if found is None or self._spec.match is None:
+            return None
+        fits = found.get(ENCODER_VERSION) == self._artifact.facts.item_encoder_version
+        vector = found[ITEM_VECTOR] if fits else None
+        return vector if vector is not None and len(vector) == self._spec.match.width else None
 
     def _newer(self, attributes: Mapping[str, Attributes | None]) -> dict[str, Floats]:
         """Return the vectors of the items that the run does not know."""
         if self._spec.match is None:
             return {}
         vectors = {name: self._vector(found) for name, found in attributes.items() if name not in self._known}
-        width = self._spec.match.width
-        return {
-            name: np.array(vector, np.float32)
-            for name, vector in vectors.items()
-            if vector is not None and len(vector) == width
-        }
+        return {name: np.array(vector, np.float32) for name, vector in vectors.items() if vector is not None}
 
     def _item_table(self, item_ids: Sequence[str], rows: Sequence[Attributes | None]) -> pa.Table:
         """Return the columns that the run reads of items from what the store has of them."""

@@ -89,7 +89,7 @@ def test_an_edit_is_seen_when_the_catalog_reads_again(run: Path, repo: Path) -> 
     assert abs(scores(ranker)[1] - before[1]) > 1e-4
 
 
-def test_a_new_text_counts_in_the_match_unless_it_is_of_another_encoder(tmp_path: Path) -> None:
+def test_a_new_text_counts_in_the_match_unless_it_is_of_another_encoder_or_width(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", features="liber+evidence")
     repo = make_store(tmp_path / "repo", run=run)
     before = scores(open_ranker(repo, run=run), user_id=WITH_EVIDENCE)
@@ -97,8 +97,9 @@ def test_a_new_text_counts_in_the_match_unless_it_is_of_another_encoder(tmp_path
     found = scores(open_ranker(repo, run=run), user_id=WITH_EVIDENCE)
     assert abs(found[2] - before[2]) > 1e-4
     np.testing.assert_allclose(np.delete(found, 2), np.delete(before, 2), atol=1e-6)
-    write(repo, "item_text", item_id="i2", vector=EDITED_VECTOR, encoder_version=OTHER_ENCODER)
-    np.testing.assert_allclose(scores(open_ranker(repo, run=run), user_id=WITH_EVIDENCE), before, atol=1e-6)
+    for vector, encoder in ((EDITED_VECTOR, OTHER_ENCODER), (EDITED_VECTOR[:2], ITEM_ENCODER)):
+        write(repo, "item_text", item_id="i2", vector=vector, encoder_version=encoder)
+        np.testing.assert_allclose(scores(open_ranker(repo, run=run), user_id=WITH_EVIDENCE), before, atol=1e-6)
 
 
 def test_a_behavior_is_of_the_item_as_it_was_then(tmp_path: Path) -> None:
