@@ -4,10 +4,11 @@ Every worker process writes to files of one folder, so each of them shows the su
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import feast.metrics  # noqa: F401  (names that folder, which has to come before the client library is imported)
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -46,8 +47,24 @@ def exposition() -> bytes:
         return generate_latest(_OURS)
     _forget_killed()
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    _Collector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+class _Collector(MultiProcessCollector):
+    """Passes over the files that a process which starts has made and not filled yet: the library cannot read them."""
+
+    def collect(self) -> Iterable[Metric]:
+        files = [str(path) for path in Path(os.environ[FOLDER]).glob("*.db") if _size(path)]
+        metrics: Iterable[Metric] = self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+        return metrics
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # of a process that ended since
+        return 0
 
 
 def _forget_killed() -> None:

@@ -33,8 +33,25 @@ print('requests_total{route="/v1/score",status="200"} 7.0' in metrics.exposition
 
 
 def test_a_worker_that_was_killed_leaves_its_counts_and_no_gauge() -> None:
+    assert _alone(KILLED) == ["liber_serving_store_away 1.0", "liber_serving_store_away 0.0", "True"]
+
+
+STARTS = """
+import os, pathlib
+from serving import metrics
+
+metrics.REQUESTS.labels("/v1/score", "200").inc(7)
+(pathlib.Path(os.environ[metrics.FOLDER]) / "counter_1.db").touch()
+print('requests_total{route="/v1/score",status="200"} 7.0' in metrics.exposition().decode())
+"""
+
+
+def test_a_worker_that_has_just_made_its_file_hides_nobodys_counts() -> None:
+    assert _alone(STARTS) == ["True"]
+
+
+def _alone(program: str) -> list[str]:
     alone = {name: value for name, value in os.environ.items() if not name.startswith(FOLDERS)}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED], cwd=PROJECT, env=alone, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines() == ["liber_serving_store_away 1.0", "liber_serving_store_away 0.0", "True"]
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=PROJECT, env=alone, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
