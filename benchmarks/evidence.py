@@ -1,6 +1,6 @@
 """What the numbers of evidence are worth by themselves: a logistic regression on them, on the blocks of `compare`.
 
-It takes a minute where backbones take hours, so that spaces of item texts, smoothings and further numbers can be ranked
+It takes seconds where backbones take hours, so that spaces of item texts, smoothings and further numbers can be ranked
 before a backbone is fitted. It has no embeddings: its figures are no figures of a backbone.
 
 | numbers | what |

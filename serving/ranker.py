@@ -31,6 +31,7 @@ from serving.online import (
     open_features,
 )
 from serving.versions import (
+    BEHAVIOR_NAMES,
     ENCODER_VERSION,
     EVIDENCE_NAMES,
     check_features,
@@ -41,7 +42,6 @@ from serving.versions import (
 )
 
 TITLE = "title"
-BEHAVIORS = ("item_ids", "ratings", "times")
 READ_TYPES = {
     "item_ids": pa.large_list(pa.string()),
     "ratings": pa.large_list(pa.float64()),
@@ -76,7 +76,7 @@ class Ranker:
         self._artifact, self._spec = artifact, artifact.spec
         self._reads_interests, self._reads_evidence = reads_interests(artifact), reads_evidence(artifact)
         self._known = KnownItems(self._spec, table_of=self._item_table)
-        self._user_names = (*BEHAVIORS, "behavior_count", *(field.name for field in self._spec.user_fields))
+        self._user_names = (*BEHAVIOR_NAMES, *(field.name for field in self._spec.user_fields))
         self._item_names = tuple(field.name for field in self._spec.item_fields)
         self._features, self._catalog = features, ItemCatalog(features)
         check_features(artifact, features=features)

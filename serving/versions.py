@@ -10,6 +10,7 @@ from liber_feast.service_schema import first_difference, schema_hash
 from serving.online import FUSED_VECTOR, FUSION_VERSION, FeatureReader
 
 ENCODER_VERSION = "encoder_version"
+BEHAVIOR_NAMES = ("item_ids", "ratings", "times", "behavior_count")
 EVIDENCE_NAMES = (MEMORY_EVIDENCE, MEMORY_LIKE_RATE, MEMORY_COUNT)
 MEMORY_VIEW, ITEM_TEXT_VIEW = "long_term_memory", "item_text"
 
@@ -101,7 +102,7 @@ def _check(published: frozenset[str], *, wanted: str | None, problem: str, remed
 
 def _absent(artifact: Artifact, *, features: FeatureReader) -> Iterator[str]:
     spec = artifact.spec
-    wanted = {"item_ids", "ratings", "times", "behavior_count", *(field.name for field in spec.user_fields)}
+    wanted = {*BEHAVIOR_NAMES, *(field.name for field in spec.user_fields)}
     wanted |= {"fused", FUSION_VERSION} if reads_interests(artifact) else set()
     wanted |= {*EVIDENCE_NAMES, ENCODER_VERSION} if reads_evidence(artifact) else set()
     of_items = {field.name for field in spec.item_fields}
