@@ -17,6 +17,7 @@ from feast.infra.online_stores.postgres_online_store.postgres import PostgreSQLO
 from feast.infra.utils.postgres.connection_utils import _get_conn_kwargs, _get_conninfo
 from psycopg import sql
 
+from liber_feast.driver_log import quiet_driver
 from liber_feast.errors import OnlineStoreAway, StoreFailure, StoreNotReady
 from liber_feast.online_values import EncodedRows
 
@@ -37,6 +38,7 @@ class PostgresWriter:
     """Writes with a connection of its own, one write at a time."""
 
     def __init__(self, config: RepoConfig) -> None:
+        quiet_driver()
         self._config = config
         self._block: PostgreSQLOnlineStoreConfig = config.online_store
         self._opened: tuple[int, psycopg.Connection[Any]] | None = None

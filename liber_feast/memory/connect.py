@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from liber_feast.driver_log import quiet_driver
 from liber_feast.errors import ConfigError, MemoryAway, MemoryFailure, RetryableError
 
 LOCK_SECONDS = 60
@@ -92,6 +93,7 @@ def make_engine(url: sa.URL, *, base: Path, pool: PoolOptions) -> sa.Engine:
 
 
 def _to_server(url: sa.URL, *, pool: PoolOptions) -> sa.Engine:
+    quiet_driver()
     engine = sa.create_engine(
         url,
         connect_args={} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_SECONDS},
