@@ -26,9 +26,11 @@ def test_its_gradients_are_those_of_the_function(heads: int) -> None:
     assert torch.autograd.gradcheck(lambda values: _Attention.apply(values, heads, 0.7), [projected])
 
 
-def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
-    projected = torch.full((2, 3, 8), 100.0)
-    projected[:, 1] *= -100
+@pytest.mark.parametrize("level", [3.0, 5.0, 100.0])
+def test_scores_far_apart_neither_overflow_nor_vanish(level: float) -> None:
+    """Scores of 18 and -18, of 50 and -50, and of 20,000 and -2,000,000."""
+    projected = torch.full((2, 3, 8), level)
+    projected[:, 1] *= -100 if level > 10 else -1
     projected.requires_grad_()
     found = attend(projected, heads=1, scale=1.0)
     found.sum().backward()

@@ -14,6 +14,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
+CLOSE = 60.0
+"""exp(-60) has all digits of float32."""
+
+
 def attend(projected_BFD: Tensor, *, heads: int, scale: float) -> Tensor:
     """Return `relu(softmax(scale * q k^T) v + residual)` of each head side by side, (B, F, H * K).
 
@@ -33,36 +37,54 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected_BFD: Tensor, heads: int, scale: float) -> Tensor:
         query, key, value, residual = _heads(projected_BFD, heads)
-        weights, outs = [], []
-        for q_BFK, k_BFK, v_BFK, r_BFK in zip(query, key, value, residual, strict=True):
-            weight_BFF = softmax_(torch.bmm(q_BFK, k_BFK.transpose(1, 2)).mul_(scale))
-            weights.append(weight_BFF)
-            outs.append(torch.bmm(weight_BFF, v_BFK).add_(r_BFK))
-        out = torch.cat(outs, dim=-1).relu_()
-        ctx.save_for_backward(projected_BFD, out, *weights)
+        batch, fields, width = projected_BFD.shape
+        weight_HBFF = projected_BFD.new_empty(heads, batch, fields, fields)
+        for head, weight_BFF in enumerate(weight_HBFF):
+            torch.bmm(query[head], key[head].transpose(1, 2), out=weight_BFF)
+        _softmax_(weight_HBFF.mul_(scale).flatten(0, 1))
+        out = projected_BFD.new_empty(batch, fields, width // 4)
+        for head, out_BFK in enumerate(out.chunk(heads, dim=-1)):
+            torch.add(torch.bmm(weight_HBFF[head], value[head]), residual[head], out=out_BFK)
+        ctx.save_for_backward(projected_BFD, out.relu_(), weight_HBFF)
         ctx.heads, ctx.scale = heads, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BFE: Tensor) -> tuple[Tensor | None, ...]:
-        projected_BFD, out, *weights = ctx.saved_tensors
+        projected_BFD, out, weight_HBFF = ctx.saved_tensors
         query, key, value, _ = _heads(projected_BFD, ctx.heads)
         grad_BFE = torch.ops.aten.threshold_backward(grad_BFE, out, 0)
-        grads: tuple[list[Tensor], ...] = ([], [], [])
-        for head, (weight_BFF, grad_BFK) in enumerate(zip(weights, grad_BFE.chunk(ctx.heads, dim=-1), strict=True)):
-            grad_BFF = torch.bmm(grad_BFK, value[head].transpose(1, 2)).mul_(weight_BFF)
-            grad_BFF.addcmul_(weight_BFF, row_sums(grad_BFF), value=-1).mul_(ctx.scale)
-            grads[0].append(torch.bmm(grad_BFF, key[head]))
-            grads[1].append(torch.bmm(grad_BFF.transpose(1, 2), query[head]))
-            grads[2].append(torch.bmm(weight_BFF.transpose(1, 2), grad_BFK))
-        found = torch.cat([*grads[0], *grads[1], *grads[2], grad_BFE], dim=-1)
-        return found, None, None
+        grads_BFK = grad_BFE.chunk(ctx.heads, dim=-1)
+        grad_HBFF = torch.empty_like(weight_HBFF)
+        for head, grad_BFF in enumerate(grad_HBFF):
+            torch.bmm(grads_BFK[head], value[head].transpose(1, 2), out=grad_BFF)
+        grad_HBFF.mul_(weight_HBFF)
+        sum_HBF1 = row_sums(grad_HBFF.flatten(0, 1)).unflatten(0, grad_HBFF.shape[:2])
+        grad_HBFF.addcmul_(weight_HBFF, sum_HBF1, value=-1).mul_(ctx.scale)
+        found = (
+            *(torch.bmm(grad_BFF, key[head]) for head, grad_BFF in enumerate(grad_HBFF)),
+            *(torch.bmm(grad_BFF.transpose(1, 2), query[head]) for head, grad_BFF in enumerate(grad_HBFF)),
+            *(torch.bmm(weight.transpose(1, 2), grad) for weight, grad in zip(weight_HBFF, grads_BFK, strict=True)),
+        )
+        return torch.cat([*found, grad_BFE], dim=-1), None, None
 
 
 def _heads(projected_BFD: Tensor, heads: int) -> list[tuple[Tensor, ...]]:
     """Return queries, keys, values and residuals, each a view (B, F, K) for each head."""
     return [part.chunk(heads, dim=-1) for part in projected_BFD.chunk(4, dim=-1)]
+
+
+def _softmax_(score_BFF: Tensor) -> Tensor:
+    """Return the softmax over the last axis, in place: that of every row less one and the same highest score.
+
+    Only where scores lie so far apart that a row could vanish, each row has its own.
+    """
+    lowest, highest = torch.aminmax(score_BFF)
+    if not bool(highest - lowest < CLOSE):
+        return softmax_(score_BFF)
+    weight_BFF = score_BFF.sub_(highest).exp_()
+    return weight_BFF.div_(row_sums(weight_BFF))
 
 
 def softmax_(score_BFF: Tensor) -> Tensor:
