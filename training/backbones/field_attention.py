@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-
 CLOSE = 60.0
 """exp(-60) has all digits of float32."""
 
