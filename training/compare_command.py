@@ -59,7 +59,11 @@ def compare_command(
     ] = None,
     features: Annotated[
         list[str] | None,
-        typer.Option("--features", help=f"{', '.join(VARIANTS)}, beside {BASE}; with commas for several."),
+        typer.Option(
+            "--features",
+            help=f"{', '.join(VARIANTS)} or kar, beside {BASE}; with commas for several.",
+            show_default=",".join(VARIANTS),
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Fits of each, seeds 0, 1 and so on.")] = 5,
     folds: Annotated[int, typer.Option(help="Rolling folds before the final block, at most 7.")] = 3,
