@@ -46,7 +46,7 @@ class InteractingLayer(nn.Module):
         """Query, key, value and residual, in this order."""
 
     def forward(self, fields_BFD: Tensor) -> Tensor:
-        return attend(self.projection(fields_BFD), heads=self.heads, scale=self.scale)
+        return attend(fields_BFD, self.projection.weight, heads=self.heads, scale=self.scale)
 
 
 class AutoInt(nn.Module):

@@ -1,9 +1,10 @@
-"""Self-attention between the few fields of a sample, with its residual: the heavy part of AutoInt's layer.
+"""Self-attention between the few fields of a sample, with its residual: a layer of AutoInt.
 
 torch's kernels are made for long sequences. For some ten to thirty fields products of all samples at once take half
-their time on a CPU.
+their time on a CPU. What a head projects, some 500 KB for 512 samples, is used while the caches still hold it: one
+product for all heads is faster by itself, but the rest then reads strided rows from memory.
 
-Shape suffixes: B samples in the batch, F fields, H heads, K head width, D = 4 * H * K.
+Shape suffixes: B samples, F fields, D width of a field, H heads, K head width, P = 4 * H * K.
 """
 
 from typing import Any
@@ -13,20 +14,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from training.backbones.by_hand import is_by_hand
+
 CLOSE = 60.0
 """exp(-60) has all digits of float32."""
 
 
-def attend(projected_BFD: Tensor, *, heads: int, scale: float) -> Tensor:
+def attend(fields_BFD: Tensor, weight_PD: Tensor, *, heads: int, scale: float) -> Tensor:
     """Return `relu(softmax(scale * q k^T) v + residual)` of each head side by side, (B, F, H * K).
 
-    The last axis of the input has queries, keys, values and residuals, each head by head.
+    The rows of the weight project to queries, keys, values and residuals, in this order, each head by head.
     """
-    learns = torch.is_grad_enabled() and projected_BFD.requires_grad
-    if learns and projected_BFD.device.type == "cpu" and projected_BFD.dtype == torch.float32:
-        attended: Tensor = _Attention.apply(projected_BFD, heads, scale)
+    if is_by_hand(fields_BFD, weight_PD):
+        attended: Tensor = _Attention.apply(fields_BFD, weight_PD, heads, scale)
         return attended
-    *parts, residual = projected_BFD.chunk(4, dim=-1)
+    *parts, residual = F.linear(fields_BFD, weight_PD).chunk(4, dim=-1)
     query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
     attended_BHFK = F.scaled_dot_product_attention(query, key, value, scale=scale)
     return F.relu(attended_BHFK.transpose(1, 2).flatten(2) + residual)
@@ -34,44 +36,49 @@ def attend(projected_BFD: Tensor, *, heads: int, scale: float) -> Tensor:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, projected_BFD: Tensor, heads: int, scale: float) -> Tensor:
-        query, key, value, residual = _heads(projected_BFD, heads)
-        batch, fields, width = projected_BFD.shape
-        weight_HBFF = projected_BFD.new_empty(heads, batch, fields, fields)
-        for head, weight_BFF in enumerate(weight_HBFF):
-            torch.bmm(query[head], key[head].transpose(1, 2), out=weight_BFF)
-        _softmax_(weight_HBFF.mul_(scale).flatten(0, 1))
-        out = projected_BFD.new_empty(batch, fields, width // 4)
+    def forward(ctx: Any, fields_BFD: Tensor, weight_PD: Tensor, heads: int, scale: float) -> Tensor:
+        rows_RD = fields_BFD.flatten(0, 1)
+        weights_KD = weight_PD.chunk(4 * heads)
+
+        def project(part: int) -> Tensor:
+            return torch.mm(rows_RD, weights_KD[part].t()).unflatten(0, fields_BFD.shape[:2])
+
+        out = fields_BFD.new_empty(*fields_BFD.shape[:2], len(weight_PD) // 4)
+        saved = []
         for head, out_BFK in enumerate(out.chunk(heads, dim=-1)):
-            torch.add(torch.bmm(weight_HBFF[head], value[head]), residual[head], out=out_BFK)
-        ctx.save_for_backward(projected_BFD, out.relu_(), weight_HBFF)
+            query, key = project(head), project(heads + head)
+            share_BFF = _softmax_(torch.bmm(query, key.transpose(1, 2)).mul_(scale))
+            value = project(2 * heads + head)
+            torch.add(torch.bmm(share_BFF, value), project(3 * heads + head), out=out_BFK)
+            saved += [query, key, value, share_BFF]
+        ctx.save_for_backward(fields_BFD, weight_PD, out.relu_(), *saved)
         ctx.heads, ctx.scale = heads, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BFE: Tensor) -> tuple[Tensor | None, ...]:
-        projected_BFD, out, weight_HBFF = ctx.saved_tensors
-        query, key, value, _ = _heads(projected_BFD, ctx.heads)
+        fields_BFD, weight_PD, out, *saved = ctx.saved_tensors
+        heads, rows_RD, residuals = ctx.heads, fields_BFD.flatten(0, 1), len(weight_PD) // 4 * 3
+        weights_KD, grad_PD = weight_PD.chunk(4 * heads), torch.empty_like(weight_PD)
+        grads_KD = grad_PD.chunk(4 * heads)
         grad_BFE = torch.ops.aten.threshold_backward(grad_BFE, out, 0)
-        grads_BFK = grad_BFE.chunk(ctx.heads, dim=-1)
-        grad_HBFF = torch.empty_like(weight_HBFF)
-        for head, grad_BFF in enumerate(grad_HBFF):
-            torch.bmm(grads_BFK[head], value[head].transpose(1, 2), out=grad_BFF)
-        grad_HBFF.mul_(weight_HBFF)
-        sum_HBF1 = row_sums(grad_HBFF.flatten(0, 1)).unflatten(0, grad_HBFF.shape[:2])
-        grad_HBFF.addcmul_(weight_HBFF, sum_HBF1, value=-1).mul_(ctx.scale)
-        found = (
-            *(torch.bmm(grad_BFF, key[head]) for head, grad_BFF in enumerate(grad_HBFF)),
-            *(torch.bmm(grad_BFF.transpose(1, 2), query[head]) for head, grad_BFF in enumerate(grad_HBFF)),
-            *(torch.bmm(weight.transpose(1, 2), grad) for weight, grad in zip(weight_HBFF, grads_BFK, strict=True)),
-        )
-        return torch.cat([*found, grad_BFE], dim=-1), None, None
+        grad_RD = torch.mm(grad_BFE.flatten(0, 1), weight_PD[residuals:])
+        torch.mm(grad_BFE.flatten(0, 1).t(), rows_RD, out=grad_PD[residuals:])
 
+        def add(part: int, grad_BFK: Tensor) -> None:
+            grad_RK = grad_BFK.flatten(0, 1)
+            grad_RD.addmm_(grad_RK, weights_KD[part])
+            torch.mm(grad_RK.t(), rows_RD, out=grads_KD[part])
 
-def _heads(projected_BFD: Tensor, heads: int) -> list[tuple[Tensor, ...]]:
-    """Return queries, keys, values and residuals, each a view (B, F, K) for each head."""
-    return [part.chunk(heads, dim=-1) for part in projected_BFD.chunk(4, dim=-1)]
+        for head, grad_BFK in enumerate(grad_BFE.chunk(heads, dim=-1)):
+            query, key, value, share_BFF = saved[4 * head : 4 * head + 4]
+            add(2 * heads + head, torch.bmm(share_BFF.transpose(1, 2), grad_BFK))
+            grad_BFF = torch.bmm(grad_BFK, value.transpose(1, 2)).mul_(share_BFF)
+            grad_BFF.addcmul_(share_BFF, row_sums(grad_BFF), value=-1).mul_(ctx.scale)
+            add(head, torch.bmm(grad_BFF, key))
+            add(heads + head, torch.bmm(grad_BFF.transpose(1, 2), query))
+        return grad_RD.view_as(fields_BFD), grad_PD, None, None
 
 
 def _softmax_(score_BFF: Tensor) -> Tensor:
@@ -82,8 +89,8 @@ def _softmax_(score_BFF: Tensor) -> Tensor:
     lowest, highest = torch.aminmax(score_BFF)
     if not bool(highest - lowest < CLOSE):
         return softmax_(score_BFF)
-    weight_BFF = score_BFF.sub_(highest).exp_()
-    return weight_BFF.div_(row_sums(weight_BFF))
+    share_BFF = score_BFF.sub_(highest).exp_()
+    return share_BFF.div_(row_sums(share_BFF))
 
 
 def softmax_(score_BFF: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from training.backbones.by_hand import is_by_hand
+
 
 def bilinear_pairs(fields_BFE: Tensor, weight_PEE: Tensor) -> Tensor:
     """Return `v_i W_ij * v_j` for every pair i < j, in order, (B, P, E); each matrix is (E in, E out)."""
-    learns = torch.is_grad_enabled() and (fields_BFE.requires_grad or weight_PEE.requires_grad)
-    is_plain = fields_BFE.device.type == "cpu" and fields_BFE.dtype == weight_PEE.dtype == torch.float32
-    if learns and is_plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
+    if is_by_hand(fields_BFE, weight_PEE):
         pairs_BPE: Tensor = _Pairs.apply(fields_BFE, weight_PEE)
         return pairs_BPE
     return torch.cat(
