@@ -47,7 +47,7 @@ class _Attention(torch.autograd.Function):
         saved = []
         for head, out_BFK in enumerate(out.chunk(heads, dim=-1)):
             query, key = project(head), project(heads + head)
-            share_BFF = _softmax_(torch.bmm(query, key.transpose(1, 2)).mul_(scale))
+            share_BFF = _softmax_at_once_(torch.bmm(query, key.transpose(1, 2)).mul_(scale))
             value = project(2 * heads + head)
             torch.add(torch.bmm(share_BFF, value), project(3 * heads + head), out=out_BFK)
             saved += [query, key, value, share_BFF]
@@ -63,8 +63,9 @@ class _Attention(torch.autograd.Function):
         weights_KD, grad_PD = weight_PD.chunk(4 * heads), torch.empty_like(weight_PD)
         grads_KD = grad_PD.chunk(4 * heads)
         grad_BFE = torch.ops.aten.threshold_backward(grad_BFE, out, 0)
-        grad_RD = torch.mm(grad_BFE.flatten(0, 1), weight_PD[residuals:])
-        torch.mm(grad_BFE.flatten(0, 1).t(), rows_RD, out=grad_PD[residuals:])
+        grad_RE = grad_BFE.flatten(0, 1)
+        grad_RD = torch.mm(grad_RE, weight_PD[residuals:])
+        torch.mm(grad_RE.t(), rows_RD, out=grad_PD[residuals:])
 
         def add(part: int, grad_BFK: Tensor) -> None:
             grad_RK = grad_BFK.flatten(0, 1)
@@ -81,7 +82,7 @@ class _Attention(torch.autograd.Function):
         return grad_RD.view_as(fields_BFD), grad_PD, None, None
 
 
-def _softmax_(score_BFF: Tensor) -> Tensor:
+def _softmax_at_once_(score_BFF: Tensor) -> Tensor:
     """Return the softmax over the last axis, in place: that of every row less one and the same highest score.
 
     Only where scores lie so far apart that a row could vanish, each row has its own.
@@ -89,8 +90,7 @@ def _softmax_(score_BFF: Tensor) -> Tensor:
     lowest, highest = torch.aminmax(score_BFF)
     if not bool(highest - lowest < CLOSE):
         return softmax_(score_BFF)
-    share_BFF = score_BFF.sub_(highest).exp_()
-    return share_BFF.div_(row_sums(share_BFF))
+    return _shares_(score_BFF.sub_(highest))
 
 
 def softmax_(score_BFF: Tensor) -> Tensor:
@@ -99,8 +99,12 @@ def softmax_(score_BFF: Tensor) -> Tensor:
     highest_BF = first.clone()
     for other in others:
         torch.maximum(highest_BF, other, out=highest_BF)
-    weight_BFF = score_BFF.sub_(highest_BF[..., None]).exp_()
-    return weight_BFF.div_(row_sums(weight_BFF))
+    return _shares_(score_BFF.sub_(highest_BF[..., None]))
+
+
+def _shares_(score_BFF: Tensor) -> Tensor:
+    share_BFF = score_BFF.exp_()
+    return share_BFF.div_(row_sums(share_BFF))
 
 
 def row_sums(values_BFF: Tensor) -> Tensor:
