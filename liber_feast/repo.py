@@ -141,6 +141,7 @@ def load_data_set(
         "end": facts["end"],
         "prompt": data_set.prompt,
         "prompt_in_use": block.interest.prompt,
+        "item_text": data_set.item_text,
     }
 
 
@@ -157,6 +158,12 @@ def unfit_keys(data_set: DataSet, *, block: LiberComputeEngineConfig) -> list[st
         lines.append(
             f"set `behavior: {{scale: [{wanted.low:g}, {wanted.high:g}], like_above: {wanted.like_above:g}}}`; ratings"
             f" of {data_set.name} do not fit [{used.low:g}, {used.high:g}] and {used.like_above:g}."
+        )
+    if block.evidence is not None and block.evidence.text != data_set.item_text:
+        better = "categories" if data_set.item_text == "categories" else "titles"
+        lines.append(
+            f"set `evidence: {{text: {data_set.item_text}}}` before the first `feast materialize`; {better} say more"
+            f" of what users of {data_set.name} like."
         )
     return lines
 

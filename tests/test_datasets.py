@@ -56,21 +56,22 @@ def test_every_item_and_user_of_a_behavior_is_in_its_table_once_and_rows_are_can
 
 
 @pytest.mark.parametrize(
-    ("name", "counts", "prompt", "scale"),
+    ("name", "counts", "prompt", "item_text", "scale"),
     [
-        ("ml-100k", (100_000, 943, 1_682), "movielens", RatingScale(low=1.0, high=5.0)),
-        ("ml-latest-small", (100_836, 610, 9_742), "movielens", RatingScale(low=0.5, high=5.0)),
-        ("amazon-2023-small", (25_023, 3_744, 10_000), "amazon_products", RatingScale(low=1.0, high=5.0)),
+        ("ml-100k", (100_000, 943, 1_682), "movielens", "categories", RatingScale(low=1.0, high=5.0)),
+        ("ml-latest-small", (100_836, 610, 9_742), "movielens", "categories", RatingScale(low=0.5, high=5.0)),
+        ("amazon-2023-small", (25_023, 3_744, 10_000), "amazon_products", "full", RatingScale(low=1.0, high=5.0)),
     ],
 )
 def test_a_real_data_set_has_the_rows_its_source_states(
-    name: str, counts: tuple[int, int, int], prompt: str, scale: RatingScale
+    name: str, counts: tuple[int, int, int], prompt: str, item_text: str, scale: RatingScale
 ) -> None:
     data_set = read_data_set(shared(name), now=NOW)
     assert (len(data_set.behaviors), len(data_set.users), len(data_set.items)) == counts
     assert (data_set.counts["behaviors"], data_set.counts["users"], data_set.counts["items"]) == counts
     assert data_set.counts["duplicates"] == data_set.counts["items_without_attributes"] == 0
-    assert (data_set.name, data_set.prompt, data_set.scale) == (name, prompt, scale)
+    facts = (data_set.name, data_set.prompt, data_set.item_text, data_set.scale)
+    assert facts == (name, prompt, item_text, scale)
 
 
 def test_a_slice_keeps_the_users_whose_first_behaviors_are_the_earliest() -> None:

@@ -59,7 +59,8 @@ def json_pair(folder: Path, *, reviews: bytes = lines(REVIEWS), metadata: bytes 
 
 def test_a_json_pair_gives_behaviors_and_items_with_brand_and_price(tmp_path: Path) -> None:
     data_set = read_data_set(json_pair(tmp_path / "books"), now=NOW)
-    assert (data_set.name, data_set.prompt) == ("amazon-2018-Books_5", "amazon_books")
+    facts = (data_set.name, data_set.prompt, data_set.item_text)
+    assert facts == ("amazon-2018-Books_5", "amazon_books", "full")
     assert {name: count for name, count in data_set.counts.items() if count} == {
         "behaviors": 3,
         "users": 2,

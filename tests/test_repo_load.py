@@ -18,6 +18,8 @@ from liber_feast.repo import load_data_set, open_store, repo_status, unfit_keys
 from tests import feature_repo_kit as kit
 
 OTHER = {"users": 3, "behaviors": 30}
+EVIDENCE = {"width": kit.WIDTH, "text": "categories"}
+"""What fits the synthetic data."""
 
 
 def engine_keys(repo: Path, **keys: Any) -> None:
@@ -37,9 +39,10 @@ def load(repo: Path, *, move_aside: bool = True, **size: int) -> tuple[dict[str,
 def test_another_data_set_is_moved_aside_and_said_so(tmp_path: Path) -> None:
     repo = kit.materialized_repo(tmp_path / "repo")
     before = repo_status(repo)["behaviors"]
-    _, said = load(repo)
+    _, (moved, warned) = load(repo)
     (aside,) = repo.glob("data-synthetic-*")
-    assert said == [f"Moved {repo / 'data'} to {aside}."]
+    assert moved == f"Moved {repo / 'data'} to {aside}."
+    assert "set `evidence: {text: categories}`" in warned  # the kit has the other texts
     assert {path.name for path in (repo / "data").iterdir()} == {"behaviors", "items", "users", "dataset.json"}
     aside.rename(tmp_path / "kept")
     (repo / "data").rename(tmp_path / "new")
@@ -82,7 +85,7 @@ def test_one_edited_rating_makes_another_data_set(tmp_path: Path) -> None:
 
 
 def test_the_same_data_set_is_loaded_again_and_another_is_refused(tmp_path: Path) -> None:
-    repo = kit.copy_feature_repo(tmp_path / "repo")
+    repo = kit.copy_feature_repo(tmp_path / "repo", evidence=EVIDENCE)
     load(repo, users=5, behaviors=80)
     store = kit.apply(repo)
     store.materialize(kit.START, kit.END)
@@ -93,22 +96,26 @@ def test_the_same_data_set_is_loaded_again_and_another_is_refused(tmp_path: Path
 
 
 def test_a_data_set_that_the_engine_block_does_not_fit_is_named_with_the_line_to_change(tmp_path: Path) -> None:
-    block = open_store(kit.copy_feature_repo(tmp_path / "repo")).config.batch_engine
+    block = open_store(kit.copy_feature_repo(tmp_path / "repo", evidence=EVIDENCE)).config.batch_engine
     fitting = kit.small_data_set()
     assert unfit_keys(fitting, block=block) == []
-    prompt, scale = unfit_keys(
-        replace(fitting, prompt="amazon_products", scale=RatingScale(low=0, high=10, like_above=6)), block=block
+    products = {"prompt": "amazon_products", "item_text": "full"}
+    prompt, scale, text = unfit_keys(
+        replace(fitting, scale=RatingScale(low=0, high=10, like_above=6), **products), block=block
     )
     assert prompt.startswith("set `interest: {prompt: amazon_products}`")
     assert scale.startswith("set `behavior: {scale: [0, 10], like_above: 6}`")
+    assert text.startswith("set `evidence: {text: full}` before the first `feast materialize`; titles say more")
     own = block.model_copy(update={"interest": block.interest.model_copy(update={"prompt": "mine.toml"})})
     assert unfit_keys(replace(fitting, prompt="music"), block=own) == []
+    assert unfit_keys(replace(fitting, item_text="full"), block=block.model_copy(update={"evidence": None})) == []
 
 
 def test_the_command_warns_on_stderr_and_keeps_stdout_for_the_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repo = kit.copy_feature_repo(tmp_path / "repo", interest={"backend": "extractive", "prompt": "music"})
+    interest = {"backend": "extractive", "prompt": "music"}
+    repo = kit.copy_feature_repo(tmp_path / "repo", interest=interest, evidence=EVIDENCE)
     arguments = ["liber", "load", "synthetic", "--users", "3", "--behaviors", "30", "--repo", str(repo), "--json"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:

@@ -39,7 +39,8 @@ def movies(tmp_path: Path) -> Path:
 def test_compare_loads_a_data_set_fits_and_ends_with_one_json_object(
     tmp_path: Path, movies: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    template = copy_feature_repo(tmp_path / "template", behavior={"scale": [1, 5], "like_above": 4.0})
+    behavior, evidence = {"scale": [1, 5], "like_above": 4.0}, {"width": 16, "text": "full"}
+    template = copy_feature_repo(tmp_path / "template", behavior=behavior, evidence=evidence)
     out = tmp_path / "out"
     arguments = ["compare", "--data", str(movies), "--repo", str(template), "--out", str(out), "--seeds", "2"]
     arguments += ["--backbones", "dcn", "--features", "liber", "--folds", "1", "--epochs", "1", "--device", "cpu"]
@@ -52,6 +53,8 @@ def test_compare_loads_a_data_set_fits_and_ends_with_one_json_object(
     assert document["held"]["samples"] == USERS * BEHAVIORS
     assert not (template / "data").exists()
     repo = out / "feature_repo"
+    config = yaml.safe_load((repo / "feature_store.yaml").read_text(encoding="utf-8"))
+    assert config["batch_engine"]["evidence"] == {"width": 16, "text": "categories"}  # width of the template
     assert data_name(repo) == document["held"]["data"]
     before = (repo / "data" / "memory.db").stat().st_mtime_ns
     cli(arguments, standalone_mode=False)

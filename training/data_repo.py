@@ -15,6 +15,8 @@ from liber_feast.repo import fits_prompt
 from liber_feast.tensor_file import write_atomically
 from training.variant_repo import LOCAL
 
+EXTENDED = frozenset({"interest", "evidence"})
+"""Blocks of the engine that keep what else the template says of them."""
 READY = "ready.json"
 """Written last, with the data set that the repo has."""
 FREE = "extractive"
@@ -61,7 +63,8 @@ def _for_data(loaded: Mapping[str, Any], *, scale: Mapping[str, float]) -> dict[
     """Return the engine block's keys that fit the data set."""
     behavior = {"scale": [scale["low"], scale["high"]], "like_above": scale["like_above"]}
     fits = fits_prompt(loaded["prompt"], in_use=loaded["prompt_in_use"])
-    return {"behavior": behavior} if fits else {"behavior": behavior, "interest": {"prompt": loaded["prompt"]}}
+    changes = {"behavior": behavior, "evidence": {"text": loaded["item_text"]}}
+    return changes if fits else {**changes, "interest": {"prompt": loaded["prompt"]}}
 
 
 def _configure(path: Path, *, changes: Mapping[str, Any]) -> None:
@@ -74,8 +77,10 @@ def _configure(path: Path, *, changes: Mapping[str, Any]) -> None:
             {**registry, "path": LOCAL["registry"]} if isinstance(registry, dict) else LOCAL["registry"]
         )
         config["online_store"] = {"type": "sqlite", "path": LOCAL["online"]}
-        block |= {name: value for name, value in changes.items() if name != "interest"}
-        block["interest"] |= changes.get("interest", {})
+        block |= {name: value for name, value in changes.items() if name not in EXTENDED}
+        for name in EXTENDED & changes.keys():
+            if (given := block.get(name, {})) is not None:  # `evidence: null` leaves it out
+                block[name] = {**given, **changes[name]}
         block.pop("metrics", None)
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be used for a data set of its own: {error}.") from error

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from liber_feast.behavior import EVENT_TIME, ITEM, TIMESTAMP, USER, RatingScale, check_behaviors
 from liber_feast.errors import DataSetError
+from liber_feast.evidence import ItemTextForm
 
 TITLE, CATEGORIES, PERIOD, PROFILE = "title", "categories", "period", "profile"
 
@@ -42,6 +43,7 @@ class DataSet:
     users: pa.Table
     scale: RatingScale
     prompt: str
+    item_text: ItemTextForm
     counts: Mapping[str, int]
 
 
@@ -70,6 +72,8 @@ class ParsedSource:
     scale: RatingScale
     prompt: str
     files: Mapping[str, str]
+    item_text: ItemTextForm = "full"
+    """What `evidence.text` fits: `categories` where these tell apart what users like, and titles say little of it."""
     expected: ExpectedCounts | None = None
     users_are_closed: bool = False
     """Whether a behavior of a user without attributes means an edited file."""
@@ -114,6 +118,7 @@ def make_data_set(source: ParsedSource, *, now: datetime, user_limit: int | None
         users=_timed(users, time=first_day(behaviors)),
         scale=source.scale,
         prompt=source.prompt,
+        item_text=source.item_text,
         counts=counts,
     )
 

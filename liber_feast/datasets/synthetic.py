@@ -132,6 +132,7 @@ def read_synthetic(*, seed: int = 0, users: int | None = None, behaviors: int | 
         users=_user_table(world, ids=user_ids.tolist()),
         scale=RatingScale(low=1.0, high=5.0),
         prompt="movielens",
+        item_text="categories",
         files=dict.fromkeys(("behaviors", "items", "users"), NAME),
         expected=ExpectedCounts(behaviors=behavior_count, users=user_count, items=ITEM_COUNT),
     )

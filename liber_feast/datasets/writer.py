@@ -74,6 +74,7 @@ def describe(data_set: DataSet) -> dict[str, object]:
     return {
         "name": data_set.name,
         "prompt": data_set.prompt,
+        "item_text": data_set.item_text,
         "scale": asdict(data_set.scale),
         "counts": dict(data_set.counts),
         "fingerprint": _fingerprint(data_set.behaviors),
