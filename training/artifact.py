@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,25 +10,54 @@ from typing import Any
 
 from torch import nn
 
-from liber_feast.artifact import FUSION_FOLDER, RunFacts, write_artifact
+from liber_feast.artifact import (
+    CONFIG,
+    FUSION_FOLDER,
+    INPUT_TENSORS,
+    INPUTS,
+    METRICS,
+    MODEL_TENSORS,
+    RunFacts,
+    write_artifact,
+)
 from liber_feast.errors import ArtifactError
 from liber_feast.fusion import AttentionFusion, save_fusion
 from liber_feast.service_schema import schema_hash
-from training.curves import write_curves
+from training.curves import CURVES, PICTURE, write_curves
 from training.data import SERVING_SERVICE, TRAINING_SERVICE, Samples
 from training.fit import FittedRun
 from training.options import FitOptions
 from training.provenance import git_revision, versions
+
+RUN_FILES = frozenset({CONFIG, METRICS, INPUTS, INPUT_TENSORS, MODEL_TENSORS, FUSION_FOLDER, CURVES, PICTURE})
+"""All that a run folder holds."""
 
 
 def check_run_folder(folder: Path, *, overwrite: bool) -> None:
     """Check that a run may be written to `folder`.
 
     Raises:
-        ArtifactError: it exists, and `overwrite` was not asked for or it is no folder.
+        ArtifactError: it exists and `overwrite` was not asked for, or it holds what no run wrote.
     """
-    if folder.exists() and not (overwrite and folder.is_dir()):
+    if not folder.exists():
+        return
+    if not (overwrite and folder.is_dir()):
         raise ArtifactError(f"{folder} exists. Choose another --run, or replace it with --overwrite.")
+    check_ours(folder, names=RUN_FILES, writer="run", option="--run")
+
+
+def check_ours(folder: Path, *, names: Collection[str], writer: str, option: str) -> None:
+    """Check that a folder that is to be replaced or removed holds nothing but `names`.
+
+    Raises:
+        ArtifactError: it holds something else, or cannot be read.
+    """
+    try:
+        strange = sorted({path.name for path in folder.iterdir()} - set(names))
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be read: {error.strerror}.") from error
+    if strange:
+        raise ArtifactError(f"{folder} holds {strange[0]!r}, which no {writer} wrote. Name another one with {option}.")
 
 
 def export_run(
