@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks._llm_server import LLMServer
 from liber_feast.artifact import load_artifact
-from liber_feast.errors import ArtifactError, BudgetExhausted
+from liber_feast.errors import ArtifactError, BudgetExhausted, ConfigError
 from serving.ranker import open_ranker
 from tests import feature_repo_kit as kit
 from tests import llm_repo
@@ -144,14 +144,18 @@ def test_texts_come_from_the_backend_of_the_repo_once(tmp_path: Path, monkeypatc
 def test_an_llm_is_asked_for_each_text_once_and_within_its_budget(tmp_path: Path) -> None:
     with LLMServer() as server:
         repo = llm_repo.repo_of(tmp_path / "repo", server, budget={"run": {"calls": 3}})
-        with pytest.raises(BudgetExhausted) as raised:
+        with pytest.raises(ConfigError, match=r"'kar' would ask .* for \d+ texts. Add --pay if they shall") as refused:
             load_samples(repo, features="kar")
+        assert "\n" not in refused.value.message
+        assert server.counts()["calls"] == 0
+        with pytest.raises(BudgetExhausted) as raised:
+            load_samples(repo, features="kar", pay=True)
         assert "\n" not in raised.value.message
         assert server.counts()["calls"] == 3
         llm_repo.set_interest(repo, llm_repo.interest(server))
-        found = load_samples(repo, features="kar")
+        found = load_samples(repo, features="kar", pay=True)
         assert found.knowledge is not None
-        load_samples(repo, features="kar")
+        load_samples(repo, features="kar")  # what is kept costs nothing
         assert server.counts()["calls"] == len(found.knowledge.plan.requests) > 5
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from liber_feast.errors import ConfigError
 from training.backbones import BACKBONES
-from training.command import choose
+from training.command import check_used, choose
 from training.options import FitOptions, options_from, read_config
 
 CHANGED = FitOptions(
@@ -95,3 +95,16 @@ def test_a_config_file_that_cannot_be_used_is_refused_in_one_line(
         read_config(path)
     assert str(path) in error.value.message
     assert "\n" not in error.value.message
+
+
+def test_ids_that_are_no_field_cannot_be_hidden() -> None:
+    with pytest.raises(ConfigError, match=r"'id_dropout' hides user ids, which are no field without 'user_id'"):
+        FitOptions(id_dropout=0.9)
+    assert FitOptions(id_dropout=0.9, user_id=True).id_dropout == 0.9
+
+
+def test_a_match_of_evidence_that_no_features_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--match decay .* which features baseline, liber have not"):
+        check_used(FitOptions(match="decay"), features=["baseline", "liber"])
+    check_used(FitOptions(match="decay"), features=["baseline", "evidence"])
+    check_used(FitOptions(), features=["baseline"])

@@ -147,12 +147,22 @@ def test_a_baseline_run_has_no_fusion(tmp_path: Path) -> None:
 
 def test_a_run_that_exists_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
     folder = exported(tmp_path / "run").folder
-    (folder / "note.txt").write_text("mine")
+    (folder / "curves.png").write_bytes(b"old")
     with pytest.raises(ArtifactError, match="--overwrite"):
         exported(folder)
-    assert (folder / "note.txt").exists()
+    assert (folder / "curves.png").read_bytes() == b"old"
     exported(folder, overwrite=True)
-    assert not (folder / "note.txt").exists()
+    assert (folder / "curves.png").read_bytes() != b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_no_run_wrote_is_never_replaced(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "run").folder
+    (folder / "note.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"holds 'note.txt', which no run wrote. Name another one with --run"):
+        exported(folder, overwrite=True)
+    assert (folder / "note.txt").read_text() == "mine"
+    assert {path.name for path in folder.iterdir()} == FILES | {"fusion", "note.txt"}
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -380,7 +390,8 @@ def test_the_command_fits_exports_and_ends_with_its_figures(
     arguments = ["--features", features, "--epochs", "1", "--batch-size", "16"]
     assert run_command(monkeypatch, *arguments) == 0
     shown = capsys.readouterr()
-    assert f"-> runs/din-{features}" in shown.out.splitlines()[-1]
+    assert f", user id no field -> runs/din-{features}" in shown.out.splitlines()[-1]
+    assert "20 recent behaviors are asked for; the store shows 6 (`sequence.length`)." in shown.err
     assert "fitting" in shown.err
     assert run_command(monkeypatch, *arguments, "--overwrite", "--json") == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -400,7 +411,8 @@ def test_a_search_is_followed_by_the_fit_of_its_best_options(
     shown = capsys.readouterr()
     path = "runs/din-liber.search.json"
     assert f"fit by the best of 2: python -m training fit --config {path}" in shown.out.splitlines()[-1]
-    assert len(shown.out.splitlines()) == 4, "a head, two points, what to do now"
+    assert len(shown.out.splitlines()) == 5, "a head, two points, the user id, what to do now"
+    assert shown.out.splitlines()[-2] == "user id no field"
     assert "searching: best validation AUC" in shown.err
     assert run_command(monkeypatch, *arguments, command_name="search") == 1
     assert f"Error: {path} exists. Go on with --resume" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from liber_feast.allocator import keep_freed_memory
 from liber_feast.artifact import find_class
-from liber_feast.errors import ended_in_one_line
+from liber_feast.errors import ConfigError, ended_in_one_line
 from training.backbones import (
     BACKBONES,
     HISTORY_LENGTH,
@@ -21,6 +21,7 @@ from training.backbones import (
     LONG_HISTORY_LENGTH,
     backbone_reference,
 )
+from training.id_dropout import user_id_told
 from training.options import FitConfig, FitOptions, read_config, with_backbone
 from training.run import run_fit, run_search
 from training.search import BATCH_SIZES, LEARNING_RATES, Outcome, best, grid
@@ -122,6 +123,9 @@ MemoryDropout = Annotated[
         show_default=default("memory_dropout"),
     ),
 ]
+Pay = Annotated[
+    bool, typer.Option("--pay", help="Let an LLM write texts that are missing (KAR's); those of `extractive` are free.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
 
@@ -159,6 +163,7 @@ def fit_command(
         typer.Option(help="Steps between two checkpoints; 0: at every look at the validation part.", min=0),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint, if there is one.")] = False,
+    pay: Pay = False,
     as_json: Json = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -179,6 +184,7 @@ def fit_command(
         device=device,
         precision=precision,
     )
+    check_used(chosen.options, features=[chosen.features])
     figures = run_fit(
         repo,
         features=chosen.features,
@@ -187,6 +193,7 @@ def fit_command(
         overwrite=overwrite,
         checkpoint_every=checkpoint_every,
         resume=resume,
+        pay=pay,
         console=Console(stderr=True),
     )
     show(figures, as_json=as_json)
@@ -215,6 +222,7 @@ def search_command(
     precision: Precision = None,
     jobs: Annotated[int, typer.Option(help="Fits at a time, each in a process of its own.", min=1)] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the fits that are done already.")] = False,
+    pay: Pay = False,
     as_json: Json = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -238,9 +246,10 @@ def search_command(
         jobs=jobs,
         overwrite=overwrite,
         resume=resume,
+        pay=pay,
         console=Console(stderr=True),
     )
-    show_search(outcomes, path=path, as_json=as_json)
+    show_search(outcomes, path=path, options=base.options, as_json=as_json)
 
 
 def choose(path: Path | None, *, backbone: str | None, features: str | None, **flags: Any) -> FitConfig:
@@ -256,6 +265,19 @@ def choose(path: Path | None, *, backbone: str | None, features: str | None, **f
     options = replace(options, **{name: plain(value) for name, value in flags.items() if value is not None})
     find_class(options.backbone)
     return FitConfig(features=base.features if features is None else plain(features), options=options)
+
+
+def check_used(options: FitOptions, *, features: Sequence[str]) -> None:
+    """Check that no option was chosen that would do nothing to any of these features.
+
+    Raises:
+        ConfigError: the match of evidence that no features have.
+    """
+    if options.match != "mean" and not any("evidence" in name for name in features):
+        raise ConfigError(
+            f"--match {options.match} says how partitions count in the evidence of the memory, which features"
+            f" {', '.join(features)} have not. Leave it out, or choose features with evidence."
+        )
 
 
 def plain(value: Any) -> Any:
@@ -288,10 +310,12 @@ def show(figures: dict[str, Any], *, as_json: bool) -> None:
     )
     console = Console(width=120, soft_wrap=True)
     console.print(table)
-    typer.echo(f"fitted {figures['train_count']:,} samples, tested on {figures['test_count']:,} -> {figures['run']}")
+    told = user_id_told(is_field=figures["user_id"], dropout=figures["id_dropout"])
+    counts = f"fitted {figures['train_count']:,} samples, tested on {figures['test_count']:,}"
+    typer.echo(f"{counts}, user id {told} -> {figures['run']}")
 
 
-def show_search(outcomes: Sequence[Outcome], *, path: Path, as_json: bool) -> None:
+def show_search(outcomes: Sequence[Outcome], *, path: Path, options: FitOptions, as_json: bool) -> None:
     """Write the outcomes of a search to stdout, the best first: a table, or one JSON line."""
     found = best(outcomes)
     if as_json:
@@ -314,6 +338,7 @@ def show_search(outcomes: Sequence[Outcome], *, path: Path, as_json: bool) -> No
             f"{outcome.seconds:.0f}",
         )
     Console(width=120, soft_wrap=True).print(table)
+    typer.echo(f"user id {user_id_told(is_field=options.user_id, dropout=options.id_dropout)}")
     typer.echo(f"fit by the best of {len(outcomes)}: python -m training fit --config {path}")
 
 

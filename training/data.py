@@ -30,6 +30,7 @@ from liber_feast.errors import ConfigError, DataSetError, StoreNotReady
 from liber_feast.evidence_rows import ITEM_VECTOR, UserEvidence
 from liber_feast.offline_positions import MemoryPositions, SequencePositions, memory_positions, sequence_positions
 from liber_feast.offline_read import STAGE, locate, open_snapshot
+from liber_feast.offline_store import stage_limits
 from liber_feast.partition_vectors import ONE_ENCODER
 from liber_feast.ragged import Ragged
 from liber_feast.recent_behaviors import RecentBehaviors
@@ -92,6 +93,8 @@ class Samples:
     """With KAR, the texts over the users' histories."""
     service_schema: Schema | None = None
     """That of the service that serving reads; None where the store has no such service."""
+    stored_length: int | None = None
+    """The most behaviors that the store shows of a user, `sequence.length`; None where no store says so."""
 
     @property
     def features(self) -> Features:
@@ -130,15 +133,17 @@ class Samples:
         return digest.hexdigest()[:16]
 
 
-def load_samples(repo: Path, *, features: Features, more: pa.Table | None = None) -> Samples:
+def load_samples(repo: Path, *, features: Features, more: pa.Table | None = None, pay: bool = False) -> Samples:
     """Return every behavior of the feature repo as a sample, with the features of its service as of its time.
 
     The lists of the computed views are never made: of these views come the positions of each sample's values. `more`
-    are behaviors that the repo does not have, and samples beside those it has: they are in nobody's history.
+    are behaviors that the repo does not have, and samples beside those it has: they are in nobody's history. `pay` is
+    whether an LLM may be asked for texts of KAR.
 
     Raises:
         StoreNotReady: no feature repo, one that was never applied, loaded or, with LIBER, materialized.
-        ConfigError: the store lacks a feature that training needs, or its service has a view that training cannot use.
+        ConfigError: the store lacks a feature that training needs, or its service has a view that training cannot use;
+            or an LLM would be asked for texts of KAR, and `pay` is False.
         InvalidBehaviors: behaviors without ratings, which are the labels, or with other faults.
         DataSetError: vectors that cannot be used, or, with KAR, a text that could not be had.
     """
@@ -178,11 +183,20 @@ def load_samples(repo: Path, *, features: Features, more: pa.Table | None = None
         item_encoder_version=None if texts is None else texts.encoder_version,
         evidence=evidence,
     )
-    samples = replace(samples, service_schema=_serving_schema(store, SERVING_SERVICE[features]))
+    samples = replace(
+        samples,
+        service_schema=_serving_schema(store, SERVING_SERVICE[features]),
+        stored_length=stage_limits(store.config).sequence_length,
+    )
     if features != "kar":
         return samples
     knowledge = load_knowledge(
-        repo, table=samples.table, times=samples.times, like_above=scale.like_above, item_columns=views.item_columns
+        repo,
+        table=samples.table,
+        times=samples.times,
+        like_above=scale.like_above,
+        item_columns=views.item_columns,
+        pay=pay,
     )
     return replace(samples, knowledge=knowledge, encoder_version=knowledge.encoder)
 

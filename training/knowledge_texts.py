@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from liber_feast.errors import DataSetError, StoreFailure
+from liber_feast.errors import ConfigError, DataSetError, StoreFailure
 from liber_feast.interest import InterestLearner, LearnedText, SummaryRequest
+from liber_feast.interest_config import ExtractiveConfig
 from liber_feast.parts import readable
 from liber_feast.pit import Ints
-from liber_feast.repo import open_repo_job
+from liber_feast.repo import open_repo_job, open_store
 from training.knowledge import Knowledge, cut_times, plan_knowledge
 
 FOLDER = "knowledge"
@@ -113,18 +114,28 @@ def learn_texts(
 
 
 def load_knowledge(
-    repo: Path, *, table: pa.Table, times: Ints, like_above: float, item_columns: Sequence[str]
+    repo: Path, *, table: pa.Table, times: Ints, like_above: float, item_columns: Sequence[str], pay: bool = False
 ) -> Knowledge:
     """Return the texts that samples see, the rows of `table` at `times`, as vectors of the repo's BERT, without a PCA.
 
+    `pay` is whether an LLM may be asked for texts that are not kept yet.
+
     Raises:
+        ConfigError: an LLM would be asked, and `pay` is False.
         DataSetError: a text could not be had.
         LiberError: the repo has no usable interest backend or encoder; see `learn_texts`.
     """
     job = open_repo_job(repo)
     try:
         plan = plan_knowledge(table, cuts=cut_times(times), like_above=like_above, item_columns=item_columns)
-        texts = learn_texts(plan.requests, learner=job.learner, file=text_file(repo, learner=job.learner))
+        file = text_file(repo, learner=job.learner)
+        missing = {text_key(request) for request in plan.requests} - file.read().keys()
+        if missing and not pay and not isinstance(open_store(repo).config.batch_engine.interest, ExtractiveConfig):
+            raise ConfigError(
+                f"features 'kar' would ask {job.learner.model} for {len(missing):,} texts. Add --pay if they shall (the"
+                " budget of the interest block holds)."
+            )
+        texts = learn_texts(plan.requests, learner=job.learner, file=file)
         bert = job.encoding.bert()
         prose = [readable(text, form=job.encoding.form) for text in texts]
         return Knowledge(plan=plan, vectors=bert.encode(prose), encoder=bert.model_hash[:16])

@@ -70,6 +70,8 @@ class FitOptions:
         for name in ("id_dropout", "memory_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"option {name!r} is {getattr(self, name)}; it must be 0 or more, and below 1.")
+        if self.id_dropout and not self.user_id:
+            raise ConfigError("option 'id_dropout' hides user ids, which are no field without 'user_id' (--user-id).")
 
     def to_json(self) -> dict[str, Any]:
         """Return every option as JSON values."""

@@ -32,6 +32,7 @@ def run_fit(
     overwrite: bool = False,
     checkpoint_every: int | None = None,
     resume: bool = False,
+    pay: bool = False,
     console: Console,
 ) -> dict[str, Any]:
     """Fit a backbone on the features of `repo`, write the run folder and return its figures as JSON values.
@@ -47,7 +48,10 @@ def run_fit(
     with mlflow_run(repo, name=folder.name) as tracked:
         with FitBar(console) as bar:
             bar.stage(f"reading {features} features")
-            samples = load_samples(repo, features=features)
+            samples = load_samples(repo, features=features, pay=pay)
+            stored, wanted = samples.stored_length, options.sequence_length
+            if stored is not None and stored < wanted:
+                bar.say(f"{wanted} recent behaviors are asked for; the store shows {stored} (`sequence.length`).")
             bar.stage("encoding inputs")
             prepared = prepare(samples, options=options)
             fit_started = time.perf_counter()
@@ -62,6 +66,8 @@ def run_fit(
         "features": features,
         "run": str(folder),
         "seed": options.seed,
+        "user_id": options.user_id,
+        "id_dropout": options.id_dropout,
         **metrics,
         "data_seconds": fit_started - started,
         "seconds": time.perf_counter() - started,
@@ -94,6 +100,7 @@ def run_search(
     jobs: int,
     overwrite: bool = False,
     resume: bool = False,
+    pay: bool = False,
     console: Console,
 ) -> list[Outcome]:
     """Fit at every point, keep what comes of each in `path`, and return all outcomes in the order of `points`.
@@ -107,7 +114,7 @@ def run_search(
         raise ArtifactError(f"{path} exists. Go on with --resume, or start anew with --overwrite.")
     with FitBar(console) as bar:
         bar.stage(f"reading {base.features} features")
-        samples = load_samples(repo, features=base.features)
+        samples = load_samples(repo, features=base.features, pay=pay)
         bar.stage("encoding inputs")
         prepared = prepare(samples, options=base.options)
         file = SearchFile(path=path, base=base, identity=search_identity(prepared, base=base))
@@ -142,6 +149,10 @@ class FitBar:
     def stage(self, name: str) -> None:
         """Say what is done now, of unknown length."""
         self._bar.update(self._task, description=name)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(line, highlight=False)
 
     @contextmanager
     def counting(self, name: str, count: int) -> Iterator[Callable[[int], None]]:
