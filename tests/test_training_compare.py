@@ -249,8 +249,66 @@ def test_features_that_are_unknown_are_refused_with_those_known() -> None:
         compare_command.feature("magic")
 
 
-def test_a_block_of_one_class_is_refused(tmp_path: Path) -> None:
+def test_a_block_of_one_class_is_refused_before_any_fit(tmp_path: Path) -> None:
     liked = {name: replace(one, like_above=0.0) for name, one in samples().items()}
-    fits = Fits(CHOSEN, samples=liked, folder=tmp_path)
-    with pytest.raises(DataSetError, match="the train part has one class only"):
-        fits(fits.tasks()[0])
+    with pytest.raises(DataSetError, match="the train part of fold 1 has one class only"):
+        Fits(CHOSEN, samples=liked, folder=tmp_path)
+
+
+def test_while_something_is_chosen_the_final_block_is_neither_fitted_nor_shown(
+    tmp_path: Path, found: dict[Task, Fitted], table: Table
+) -> None:
+    chosen = replace(CHOSEN, with_final=False)
+    fits = fits_in(tmp_path, chosen)
+    assert {task.block for task in fits.tasks()} == {"fold 1", "fold 2"}
+    alone = Table(fits, found={task: one for task, one in found.items() if task.block != FINAL})
+    facts = held_facts(alone, fits=fits, **HELD)
+    folded = dict(plain({"backbones": alone.to_json(), "held": facts}))
+    whole = document(table)["backbones"]["din"]
+    row = folded["backbones"]["din"]
+    assert row == {name: whole[name] for name in row if name != "evidence"} | {
+        "evidence": {name: whole["evidence"][name] for name in row["evidence"]}
+    }
+    assert all(name.startswith("folds_") for name in row["evidence"])
+    write_report(tmp_path, document=folded)
+    text = (tmp_path / TABLE).read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Rolling folds",
+        "## By history length",
+    ]
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gain_is_bold_where_every_test_confirms_it(table: Table) -> None:
+    found = document(table)
+    evidence = found["backbones"]["din"]["evidence"]
+    evidence |= {"folds_auc_gain": 0.005, "folds_p_value": 0.009, "folds_user_bootstrap_p": 0.002}
+    assert "| **+0.0050** |" in markdown(found)
+    for doubt in ({"folds_p_value": 0.011}, {"folds_user_bootstrap_p": 0.2}, {"folds_auc_gain": -0.005}):
+        found["backbones"]["din"]["evidence"] = {**evidence, **doubt}
+        assert "**+0.0050**" not in markdown(found)
+        assert "**-0.0050**" not in markdown(found)
+    assert "Bold: gained, and both p below 0.01." in markdown(found)
+
+
+def test_a_length_that_was_chosen_holds_for_those_that_search_too() -> None:
+    chosen = replace(CHOSEN, backbones=("din", "sim"), configs={})
+    assert chosen.options_of("sim").sequence_length == 300
+    same = replace(chosen, sequence_length=20)
+    assert [same.options_of(name).sequence_length for name in same.backbones] == [20, 20]
+
+
+def test_a_table_says_how_many_behaviors_the_store_showed(tmp_path: Path) -> None:
+    chosen = replace(CHOSEN, backbones=("din", "sim"))
+    kept = {name: replace(one, stored_length=50) for name, one in samples().items()}
+    fits = Fits(chosen, samples=kept, folder=tmp_path)
+    table = Table(fits, found={})
+    facts = held_facts(table, fits=fits, **HELD)
+    assert (facts["sequence_length"], facts["longer_histories"]) == (20, {"sim": 50})
+
+
+def test_a_table_says_which_match_and_configs_were_fitted(table: Table) -> None:
+    text = markdown(document(table))
+    assert "compared with the candidate (mean)" in text
+    assert "2 seeds, paired; at most 1 epochs; din with" in text
+    assert "; dcn with embedding_width 4, hidden [8]" in text

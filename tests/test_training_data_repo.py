@@ -55,6 +55,7 @@ def test_compare_loads_a_data_set_fits_and_ends_with_one_json_object(
     repo = out / "feature_repo"
     config = yaml.safe_load((repo / "feature_store.yaml").read_text(encoding="utf-8"))
     assert config["batch_engine"]["evidence"] == {"width": 16, "text": "categories"}  # width of the template
+    assert config["batch_engine"]["sequence"] == {"length": 20}  # what DCN sees: the template has 6
     assert data_name(repo) == document["held"]["data"]
     before = (repo / "data" / "memory.db").stat().st_mtime_ns
     cli(arguments, standalone_mode=False)

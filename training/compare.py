@@ -12,20 +12,28 @@ from rich.console import Console
 
 from liber_feast.datasets.writer import DESCRIPTION
 from liber_feast.errors import ArtifactError, DataSetError
-from training.backbones import backbone_reference
+from training.artifact import check_ours
 from training.comparison import BASE, Comparison, Fits, Task, claim_folder, run_fits
 from training.comparison_figures import Table
 from training.data import Features, Samples, load_samples
-from training.options import with_backbone
 from training.run import FitBar
 
 
 def compare(
-    repo: Path, *, comparison: Comparison, folder: Path, data: str, history: str, processes: int, console: Console
+    repo: Path,
+    *,
+    comparison: Comparison,
+    folder: Path,
+    data: str,
+    history: str,
+    processes: int,
+    pay: bool = False,
+    console: Console,
 ) -> dict[str, Any]:
     """Make the fits that `folder` lacks and return all figures as JSON values, with what held for all of them.
 
-    `data` and `history` are what tables call the data set, and what backbones without a sequence see of behaviors.
+    `data` and `history` are what tables call the data set, and what backbones without a sequence see of behaviors;
+    `pay` is whether an LLM may be asked for texts of KAR.
 
     Raises:
         ArtifactError: `folder` is of another comparison.
@@ -35,7 +43,7 @@ def compare(
         samples: dict[Features, Samples] = {}
         for name in comparison.features:
             bar.stage(f"reading {name} features")
-            samples[name] = load_samples(repo, features=name)
+            samples[name] = load_samples(repo, features=name, pay=pay)
         check_same(samples)
         fits = Fits(comparison, samples=samples, folder=folder)
         claim_folder(folder, identity=comparison.identity(samples[BASE]))
@@ -53,18 +61,22 @@ def compare(
 def held_facts(table: Table, *, fits: Fits, data: str, history: str) -> dict[str, Any]:
     """Return what all fits had in common, and the sizes of the test slices."""
     options, base = table.comparison.options, fits.samples[BASE]
+    stored = math.inf if base.stored_length is None else base.stored_length
     lengths = {
-        name: with_backbone(options, reference=backbone_reference(name)).sequence_length
-        for name in table.comparison.backbones
+        name: min(table.comparison.options_of(name).sequence_length, stored) for name in table.comparison.backbones
     }
+    common = min(options.sequence_length, stored)
     return {
         "data": data,
         "samples": len(base.labels),
         "user_id": options.user_id,
         "id_dropout": options.id_dropout,
         "memory_dropout": options.memory_dropout,
-        "sequence_length": options.sequence_length,
-        "longer_histories": {name: length for name, length in lengths.items() if length != options.sequence_length},
+        "match": options.match,
+        "epochs": options.epochs,
+        "configs": {name: dict(config) for name, config in table.comparison.configs.items() if config},
+        "sequence_length": common,
+        "longer_histories": {name: length for name, length in lengths.items() if length != common},
         "history": history,
         "window_match": base.item_width > 0,
         "like_above": base.like_above,
@@ -97,12 +109,8 @@ def clear(folder: Path) -> None:
     if not folder.exists():
         return
     known = {"fits", "feature_repo", "comparison_of.json", "comparison.md", "comparison.json", "comparison.png"}
+    check_ours(folder, names=known, writer="comparison", option="--out")
     try:
-        strange = sorted({path.name for path in folder.iterdir()} - known)
-        if strange:
-            raise ArtifactError(
-                f"{folder} holds {strange[0]!r}, which no comparison wrote. Name another one with --out."
-            )
         shutil.rmtree(folder)
     except OSError as error:
         raise ArtifactError(f"{folder} cannot be removed: {error.strerror}.") from error
@@ -118,9 +126,9 @@ def data_name(repo: Path) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return JSON values with null for what is no number."""
+    """Return JSON values: null for what is no number, lists for tuples."""
     if isinstance(value, dict):
         return {name: plain(one) for name, one in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

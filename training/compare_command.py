@@ -21,9 +21,11 @@ from training.command import (
     Match,
     MemoryDropout,
     Overwrite,
+    Pay,
     Precision,
     Repo,
     UserId,
+    check_used,
     choose,
     cli,
     default,
@@ -88,6 +90,10 @@ def compare_command(
     epochs: Epochs = None,
     device: Device = None,
     precision: Precision = None,
+    no_final: Annotated[
+        bool, typer.Option("--no-final", help="Leave out the final block: for all that is chosen by the folds.")
+    ] = False,
+    pay: Pay = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare feature sets on every backbone, on rolling folds and on a final block; fits that ended are kept."""
@@ -116,10 +122,14 @@ def compare_command(
         folds=folds,
         options=chosen.options,
         configs=configs,
+        sequence_length=sequence_length,
+        with_final=not no_final,
     )
+    check_used(comparison.options, features=comparison.features)
     if overwrite:
         clear(out)
-    read = repo if data is None else data_repo(repo, data=data, folder=out / REPO_IN_FOLDER)
+    longest = max(comparison.options_of(name).sequence_length for name in names)
+    read = repo if data is None else data_repo(repo, data=data, folder=out / REPO_IN_FOLDER, sequence_length=longest)
     document = compare(
         read,
         comparison=comparison,
@@ -127,6 +137,7 @@ def compare_command(
         data=data_name(read),
         history=history.value,
         processes=processes,
+        pay=pay,
         console=Console(stderr=True),
     )
     write_report(out, document=document)

@@ -23,6 +23,7 @@ from training.options import FitOptions, with_backbone
 from training.protocol import Block, blocks, check_folds
 from training.provenance import versions
 from training.shared_work import shared_work
+from training.split import check_classes
 
 FORMAT_VERSION = 2
 FITS, IDENTITY = "fits", "comparison_of.json"
@@ -53,6 +54,10 @@ class Comparison:
     """Of every fit but for the backbone and the seed."""
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By backbone, values of its config that differ from its defaults."""
+    sequence_length: int | None = None
+    """Recent behaviors that every backbone sees; None: as many as it sees by default."""
+    with_final: bool = True
+    """Whether the final block is fitted: not while something is chosen."""
 
     def __post_init__(self) -> None:
         for name in self.backbones:
@@ -70,6 +75,12 @@ class Comparison:
     def variants(self) -> tuple[Features, ...]:
         """The feature sets that are compared with the baseline."""
         return tuple(name for name in self.features if name != BASE)
+
+    def options_of(self, backbone: str) -> FitOptions:
+        """Return the options of a backbone's fits, but for the seed."""
+        options = with_backbone(self.options, reference=backbone_reference(backbone))
+        length = options.sequence_length if self.sequence_length is None else self.sequence_length
+        return replace(options, sequence_length=length, backbone_config=dict(self.configs.get(backbone, {})))
 
     def identity(self, samples: Samples) -> dict[str, Any]:
         """Return what all fits of a comparison have in common."""
@@ -104,11 +115,15 @@ class Fits:
         """Take the samples of every feature set.
 
         Raises:
-            DataSetError: see `blocks`.
+            DataSetError: see `blocks`, or a part of a block has one class only.
         """
         self.comparison, self.samples, self.folder = comparison, samples, folder
         base = samples[BASE]
-        self.blocks: dict[str, Block] = {block.name: block for block in blocks(base.times, folds=comparison.folds)}
+        found = blocks(base.times, folds=comparison.folds)
+        self.blocks: dict[str, Block] = {one.name: one for one in found if comparison.with_final or not one.is_final}
+        for name, block in self.blocks.items():
+            owner = "of the final block " if block.is_final else f"of {name} "
+            check_classes(base.labels, split=block.split, like_above=base.like_above, owner=owner)
         self._last: tuple[tuple[Features, str, int], Prepared] | None = None
 
     def tasks(self) -> list[Task]:
@@ -119,11 +134,7 @@ class Fits:
 
     def options(self, task: Task) -> FitOptions:
         """Return the options of a fit."""
-        return replace(
-            with_backbone(self.comparison.options, reference=backbone_reference(task.backbone)),
-            backbone_config=dict(self.comparison.configs.get(task.backbone, {})),
-            seed=task.seed,
-        )
+        return replace(self.comparison.options_of(task.backbone), seed=task.seed)
 
     def __call__(self, task: Task) -> Fitted:
         """Return the fit that is kept, else make and keep it.

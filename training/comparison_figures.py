@@ -76,24 +76,27 @@ class Table:
         return {backbone: self._backbone(backbone) for backbone in self.comparison.backbones}
 
     def _backbone(self, backbone: str) -> dict[str, Any]:
-        base = self.figures(backbone, BASE, FINAL)
-        row = {
-            "base_auc": mean(base.auc),
-            "base_log_loss": mean(base.log_loss),
-            "base_within_user_auc": mean(base.within_user_auc),
+        row: dict[str, Any] = {}
+        if FINAL in self.parts:
+            base = self.figures(backbone, BASE, FINAL)
+            row |= {
+                "base_auc": mean(base.auc),
+                "base_log_loss": mean(base.log_loss),
+                "base_within_user_auc": mean(base.within_user_auc),
+            }
+        row |= {
             "base_folds_auc": mean([self.figures(backbone, BASE, fold).auc for fold in self.folds]),
             "base_folds_log_loss": mean([self.figures(backbone, BASE, fold).log_loss for fold in self.folds]),
         }
-        return {**row, **{name: self._variant(backbone, name) for name in self.comparison.variants}}
+        for name in self.comparison.variants:
+            final = self._final(backbone, name) if FINAL in self.parts else {}
+            row[name] = {**final, **self._folds(backbone, name)}
+        return row
 
-    def _variant(self, backbone: str, features: Features) -> dict[str, Any]:
+    def _final(self, backbone: str, features: Features) -> dict[str, Any]:
         base, found = self.figures(backbone, BASE, FINAL), self.figures(backbone, features, FINAL)
-        pairs = {block: self.pair(backbone, features, block) for block in self.parts}
-        final = user_bootstrap([pairs[FINAL]])
-        pooled = user_bootstrap([pairs[fold] for fold in self.folds])
-        by_fold = np.stack([auc_gains(pairs[fold]) for fold in self.folds])
+        resampled = user_bootstrap([self.pair(backbone, features, FINAL)])
         gain = mean(found.auc) - mean(base.auc)
-        folded = [(self.figures(backbone, features, fold), self.figures(backbone, BASE, fold)) for fold in self.folds]
         return {
             "auc": mean(found.auc),
             "log_loss": mean(found.log_loss),
@@ -101,10 +104,19 @@ class Table:
             "log_loss_gain": mean(found.log_loss) - mean(base.log_loss),
             "relative_improvement": gain / mean(base.auc),
             "t_test_p": paired_t_test(found.auc - base.auc),
-            "user_bootstrap_p": bootstrap_p(final),
-            "user_bootstrap_deviation": float(final.std()),
+            "user_bootstrap_p": bootstrap_p(resampled),
+            "user_bootstrap_deviation": float(resampled.std()),
             "within_user_auc": mean(found.within_user_auc),
             "within_user_auc_gain": mean(found.within_user_auc - base.within_user_auc),
+            "auc_gain_by_history": {name: gain_in(name, [(found, base)]) for name in found.by_history},
+        }
+
+    def _folds(self, backbone: str, features: Features) -> dict[str, Any]:
+        pairs = [self.pair(backbone, features, fold) for fold in self.folds]
+        pooled = user_bootstrap(pairs)
+        by_fold = np.stack([auc_gains(pair) for pair in pairs])
+        folded = [(self.figures(backbone, features, fold), self.figures(backbone, BASE, fold)) for fold in self.folds]
+        return {
             "folds_auc_gain": mean(by_fold),
             "folds_auc_gain_by_fold": by_fold.mean(axis=1).tolist(),
             "folds_log_loss_gain": mean([one.log_loss - other.log_loss for one, other in folded]),
@@ -112,8 +124,7 @@ class Table:
             "folds_p_value": paired_t_test(by_fold.mean(axis=0)),
             "folds_user_bootstrap_p": bootstrap_p(pooled),
             "folds_user_bootstrap_deviation": float(pooled.std()),
-            "auc_gain_by_history": {name: gain_in(name, [(found, base)]) for name in found.by_history},
-            "folds_auc_gain_by_history": {name: gain_in(name, folded) for name in found.by_history},
+            "folds_auc_gain_by_history": {name: gain_in(name, folded) for name in folded[0][0].by_history},
         }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from liber_feast.config import SequenceConfig
 from liber_feast.datasets.writer import DESCRIPTION
 from liber_feast.errors import ArtifactError, ConfigError
 from liber_feast.quickstart import Steps, script_of
@@ -22,11 +23,12 @@ READY = "ready.json"
 FREE = "extractive"
 
 
-def data_repo(template: Path, *, data: str, folder: Path) -> Path:
+def data_repo(template: Path, *, data: str, folder: Path, sequence_length: int = 1) -> Path:
     """Return the feature repo `folder`, with the definitions of `template` and the data set `data` materialized.
 
-    Where it is there already, nothing is done. Nothing of `template` is written to; its data stays behind. The texts
-    are those of the extractive backend: an LLM's cost money, and are not written in passing.
+    Its store shows at least `sequence_length` behaviors of a user. Where the folder is there already, nothing is done.
+    Nothing of `template` is written to; its data stays behind. The texts are those of the extractive backend: an LLM's
+    cost money, and are not written in passing.
 
     Raises:
         ArtifactError: `folder` has another data set.
@@ -48,7 +50,8 @@ def data_repo(template: Path, *, data: str, folder: Path) -> Path:
     command = [script_of("liber"), "load", data, "--repo", str(folder.resolve()), "--json"]
     loaded = steps.run("load", command)
     description = json.loads((folder / "data" / DESCRIPTION).read_text(encoding="utf-8"))
-    _configure(folder / "feature_store.yaml", changes=_for_data(loaded, scale=description["scale"]))
+    changes = _for_data(loaded, scale=description["scale"])
+    _configure(folder / "feature_store.yaml", changes=changes, sequence_length=sequence_length)
     steps.run("apply", [script_of("feast"), "apply"], cwd=folder, is_json=False)
     window = [description["start"], description["end"]]
     steps.run("materialize", [script_of("feast"), "materialize", *window], cwd=folder, is_json=False)
@@ -67,7 +70,7 @@ def _for_data(loaded: Mapping[str, Any], *, scale: Mapping[str, float]) -> dict[
     return changes if fits else {**changes, "interest": {"prompt": loaded["prompt"]}}
 
 
-def _configure(path: Path, *, changes: Mapping[str, Any]) -> None:
+def _configure(path: Path, *, changes: Mapping[str, Any], sequence_length: int = 1) -> None:
     """Keep everything of the copy in its own folder, and change keys of the engine block."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -81,6 +84,9 @@ def _configure(path: Path, *, changes: Mapping[str, Any]) -> None:
         for name in EXTENDED & changes.keys():
             if (given := block.get(name, {})) is not None:  # `evidence: null` leaves it out
                 block[name] = {**given, **changes[name]}
+        sequence = block.get("sequence") or {}
+        length = max(sequence.get("length", SequenceConfig().length), sequence_length)
+        block["sequence"] = {**sequence, "length": length}
         block.pop("metrics", None)
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be used for a data set of its own: {error}.") from error
