@@ -34,11 +34,11 @@ FITS = ("baseline", SERVED)
 
 
 class StepFailed(LiberError):
-    """A step of the quickstart failed; what it wrote stands above on stderr."""
+    """A command that was run as a step failed; what it wrote stands above on stderr."""
 
     def __init__(self, *, command: str, reason: str) -> None:
         self.command = command
-        super().__init__(f"The quickstart stopped: `{command}` {reason}")
+        super().__init__(f"Stopped: `{command}` {reason}")
 
 
 class Steps:

@@ -112,7 +112,7 @@ def test_a_step_that_fails_ends_the_job(
 ) -> None:
     *lines, last = refusal(tmp_path, data, monkeypatch=monkeypatch, capfd=capfd)
     assert not any("Traceback" in line for line in lines)
-    assert last.startswith("Error: The quickstart stopped: `")
+    assert last.startswith("Error: Stopped: `")
     assert f" load {data} " in last
     assert last.endswith("` ended with exit code 1; its error is above.")
 
@@ -138,7 +138,7 @@ def test_it_stops_where_the_texts_would_be_about_other_things_than_the_data(
     ids=["empty", "no JSON", "failed", "no program"],
 )
 def test_a_step_without_its_figures_has_failed(command: list[str], reason: str) -> None:
-    with pytest.raises(StepFailed, match="The quickstart stopped") as caught:
+    with pytest.raises(StepFailed, match="Stopped: ") as caught:
         Steps().run("step", command)
     assert caught.value.message.endswith(reason)
     assert "\n" not in caught.value.message

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from scipy import stats
 
 from liber_feast.errors import ArtifactError, ConfigError, LiberError, StoreNotReady
 from liber_feast.fusion import AttentionFusion
@@ -208,6 +209,9 @@ def test_every_variant_is_fitted_and_its_calls_are_those_of_the_formula(tmp_path
     assert len({figures.log_loss for figures in found.values()}) > 3
     rows = rows_of(found)
     assert rows["liber"]["auc_gain"] == pytest.approx(np.mean(found["liber"].auc) - np.mean(found["baseline"].auc))
+    p_value = stats.ttest_rel(found["liber"].auc, found["baseline"].auc).pvalue
+    assert rows["liber"]["p_value"] == pytest.approx(p_value)
+    assert rows["baseline"]["p_value"] is None
     assert rows["liber"]["calls_per_user"] == pytest.approx(calls["liber"] / len(counts))
     write_report(tmp_path / "out", ablation=ablation(*found), found=found)
     table = (tmp_path / "out" / TABLE).read_text("utf-8")

@@ -30,6 +30,7 @@ from training.knowledge_texts import text_file
 from training.memory_variants import mean_pooled, without_shift
 from training.options import FitOptions
 from training.run import FitBar
+from training.statistics import LEAST_PAIRS, paired_t_test
 from training.variant_repo import repo_with_partitions
 
 ANOTHER_FOLDER = "Name another folder with --out."
@@ -254,14 +255,24 @@ def _read(path: Path, *, identity: Mapping[str, Any]) -> dict[str, Figures]:
 
 
 def rows_of(found: Mapping[str, Figures]) -> dict[str, dict[str, float | None]]:
-    """Return the means over seeds of each variant, and its gain over the baseline, if that is there."""
+    """Return the means over seeds of each variant, and its gain over the baseline, if that is there.
+
+    `p_value` is that of a t-test of the gains, paired by their seeds; None for one seed and for the baseline.
+    """
     base = found.get(BASELINE)
+
+    def p_value(figures: Figures) -> float | None:
+        if base is None or figures is base or len(figures.auc) < LEAST_PAIRS:
+            return None
+        return paired_t_test(np.subtract(figures.auc, base.auc).tolist())
+
     return {
         name: {
             "auc": mean(figures.auc),
             "log_loss": mean(figures.log_loss),
             "validation_auc": mean(figures.validation_auc),
             "auc_gain": None if base is None else mean(figures.auc) - mean(base.auc),
+            "p_value": p_value(figures),
             "calls_per_user": figures.calls.calls / max(figures.calls.users, 1),
             "calls": figures.calls.calls,
             "texts": figures.calls.texts,

@@ -31,16 +31,18 @@ def markdown(ablation: Ablation, *, found: Mapping[str, Figures]) -> str:
     lines = [
         f"{backbone}, user id {told}, last {options.sequence_length} behaviors, the memory hidden from"
         f" {options.memory_dropout:.0%} of a step's samples, seeds {seeds};"
-        " means over the seeds on the last tenth by time. Calls are those of the interest backend.",
+        " means over the seeds on the last tenth by time. p: paired t-test over the seeds against the baseline. Calls"
+        " are those of the interest backend.",
         "",
-        "| variant | AUC | over baseline | log loss | validation AUC | calls a user | texts |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| variant | AUC | over baseline | p | log loss | validation AUC | calls a user | texts |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in rows_of(found).items():
         gain = "" if row["auc_gain"] is None or name == BASELINE else f"{row['auc_gain']:+.4f}"
+        p_value = "" if row["p_value"] is None else f"{row['p_value']:.3f}"
         lines.append(
-            f"| {described(name)} | {row['auc']:.4f} | {gain} | {row['log_loss']:.4f} | {row['validation_auc']:.4f} |"
-            f" {row['calls_per_user']:.2f} | {row['texts']:,} |"
+            f"| {described(name)} | {row['auc']:.4f} | {gain} | {p_value} | {row['log_loss']:.4f} |"
+            f" {row['validation_auc']:.4f} | {row['calls_per_user']:.2f} | {row['texts']:,} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -24,12 +24,12 @@ from training.protocol import Block, blocks, check_folds
 from training.provenance import versions
 from training.shared_work import shared_work
 from training.split import check_classes
+from training.statistics import LEAST_PAIRS
 
 FORMAT_VERSION = 2
 FITS, IDENTITY = "fits", "comparison_of.json"
 BASE: Features = "baseline"
 VARIANTS: tuple[Features, ...] = ("liber", "evidence", "liber+evidence")
-LEAST_SEEDS = 2
 SEVEN = ("dcn", "deepfm", "xdeepfm", "autoint", "fibinet", "din", "dien")
 """The backbones of LIBER's table 2."""
 SINGLE = {"seed", "backbone", "backbone_config", "threads"}
@@ -68,8 +68,8 @@ class Comparison:
         if list(self.features[:1]) != [BASE]:
             raise ConfigError(f"features: the first are {BASE}, which the others are compared with.")
         check_folds(self.folds)
-        if self.seeds < LEAST_SEEDS:
-            raise ConfigError(f"--seeds {self.seeds}: a paired t-test needs {LEAST_SEEDS} seeds or more.")
+        if self.seeds < LEAST_PAIRS:
+            raise ConfigError(f"--seeds {self.seeds}: a paired t-test needs {LEAST_PAIRS} seeds or more.")
 
     @property
     def variants(self) -> tuple[Features, ...]:

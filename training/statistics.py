@@ -15,6 +15,8 @@ from scipy import stats
 
 from liber_feast.errors import ConfigError
 
+LEAST_PAIRS = 2
+"""A t-test needs a variance."""
 RESAMPLES = 1_000
 ROUNDING = 1e-12
 """Gains no further apart than this are the same: they are differences of rounded AUCs and log losses."""
@@ -44,7 +46,7 @@ def paired_t_test(gains: Sequence[float]) -> float:
         ConfigError: fewer than two pairs, which have no variance.
     """
     values = np.asarray(gains, np.float64)
-    if len(values) < 2:  # noqa: PLR2004 (a variance needs two)
+    if len(values) < LEAST_PAIRS:
         raise ConfigError(f"a paired t-test needs 2 seeds or more; there are {len(values)}. Use --seeds 2 or more.")
     if np.ptp(values) < ROUNDING:
         return 1.0 if abs(values[0]) < ROUNDING else 0.0
