@@ -127,12 +127,17 @@ def open_encoding(config: RepoConfig) -> Encoding:
     return Encoding(folder=folder, model=block.encoder.model, width=block.encoder.width, form=block.interest.form)
 
 
+def item_encoder_folder(config: RepoConfig) -> Path:
+    """Return where the PCA of item texts lies."""
+    return repo_folder(config) / "data" / "item_encoder"
+
+
 def open_item_encoding(config: RepoConfig, *, encoding: Encoding) -> ItemEncoding | None:
-    """Return the space of item texts of a feature repo, None without evidence; its PCA lies in `data/item_encoder`."""
+    """Return the space of item texts of a feature repo, None without evidence."""
     block: LiberComputeEngineConfig = config.batch_engine
-    folder = repo_folder(config) / "data" / "item_encoder"
     if block.evidence is None:
         return None
+    folder = item_encoder_folder(config)
     return ItemEncoding(folder=folder, width=block.evidence.width, encoding=encoding, form=block.evidence.text)
 
 

@@ -107,10 +107,13 @@ def _load(steps: Steps, data: str, *, repo: Path, users: int | None, behaviors: 
     for name, value in (("--users", users), ("--behaviors", behaviors)):
         command += [] if value is None else [name, str(value)]
     loaded = steps.run("load", command)
+    wanted = []
     if not fits_prompt(loaded["prompt"], in_use=loaded["prompt_in_use"]):
-        raise ConfigError(
-            f"set interest: {{prompt: {loaded['prompt']}}} in {repo / 'feature_store.yaml'}, then run again"
-        )
+        wanted.append(f"interest: {{prompt: {loaded['prompt']}}}")
+    if (loaded["item_text"], loaded["item_text_in_use"]) == ("full", "categories"):
+        wanted.append("evidence: {text: full}")  # of few categories alone the PCA of items may never be fitted
+    if wanted:
+        raise ConfigError(f"set {' and '.join(wanted)} in {repo / 'feature_store.yaml'}, then run again")
 
 
 def _fit(steps: Steps, features: str, *, repo: Path, runs: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from liber_feast.fuser import load_fusion
 from liber_feast.job import (
     active_fuser,
     interest_versions,
+    item_encoder_folder,
     liber_views,
     open_encoding,
     open_item_encoding,
@@ -132,7 +133,8 @@ def load_data_set(
         say(f"Moved {repo / 'data'} to {moved}.")
     write_data_set(data_set, repo)
     block: LiberComputeEngineConfig = store.config.batch_engine
-    for line in unfit_keys(data_set, block=block):
+    is_fitted = (item_encoder_folder(store.config) / "encoder.json").exists()
+    for line in unfit_keys(data_set, block=block, is_fitted=is_fitted):
         say(f"Warning: {repo / 'feature_store.yaml'}: {line}")
     return {
         "name": data_set.name,
@@ -142,11 +144,15 @@ def load_data_set(
         "prompt": data_set.prompt,
         "prompt_in_use": block.interest.prompt,
         "item_text": data_set.item_text,
+        "item_text_in_use": None if block.evidence is None else block.evidence.text,
     }
 
 
-def unfit_keys(data_set: DataSet, *, block: LiberComputeEngineConfig) -> list[str]:
-    """Return a line for each key of the engine block that does not fit the data set: what to set, and why."""
+def unfit_keys(data_set: DataSet, *, block: LiberComputeEngineConfig, is_fitted: bool = False) -> list[str]:
+    """Return a line for each key of the engine block that does not fit the data set: what to set, and why.
+
+    `is_fitted` is whether the PCA of item texts is there already, which fixes them.
+    """
     lines = []
     if not fits_prompt(data_set.prompt, in_use=block.interest.prompt):
         lines.append(
@@ -159,7 +165,7 @@ def unfit_keys(data_set: DataSet, *, block: LiberComputeEngineConfig) -> list[st
             f"set `behavior: {{scale: [{wanted.low:g}, {wanted.high:g}], like_above: {wanted.like_above:g}}}`; ratings"
             f" of {data_set.name} do not fit [{used.low:g}, {used.high:g}] and {used.like_above:g}."
         )
-    if block.evidence is not None and block.evidence.text != data_set.item_text:
+    if not is_fitted and block.evidence is not None and block.evidence.text != data_set.item_text:
         better = "categories" if data_set.item_text == "categories" else "titles"
         lines.append(
             f"set `evidence: {{text: {data_set.item_text}}}` before the first `feast materialize`; {better} say more"

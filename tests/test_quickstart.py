@@ -122,8 +122,8 @@ def test_it_stops_where_the_texts_would_be_about_other_things_than_the_data(
 ) -> None:
     data = str(shared("amazon-2023-small"))
     lines = refusal(tmp_path, data, "--users", "20", monkeypatch=monkeypatch, capfd=capfd)
-    wanted = "set interest: {prompt: amazon_products} in feature_repo/feature_store.yaml, then run again"
-    assert lines[-1] == f"Error: {wanted}"
+    wanted = "set interest: {prompt: amazon_products} and evidence: {text: full} in feature_repo/feature_store.yaml"
+    assert lines[-1] == f"Error: {wanted}, then run again"
     assert not any("apply" in line for line in lines)
 
 

@@ -91,6 +91,8 @@ def test_the_same_data_set_is_loaded_again_and_another_is_refused(tmp_path: Path
     store.materialize(kit.START, kit.END)
     kit.close(store)
     assert load(repo, move_aside=False, users=5, behaviors=80)[1] == []
+    engine_keys(repo, engine={"evidence": {**EVIDENCE, "text": "full"}})
+    assert load(repo, move_aside=False, users=5, behaviors=80)[1] == []  # to tell of it now would be too late
     with pytest.raises(DataSetError, match="--move-aside"):
         load(repo, move_aside=False)
 
@@ -109,6 +111,7 @@ def test_a_data_set_that_the_engine_block_does_not_fit_is_named_with_the_line_to
     own = block.model_copy(update={"interest": block.interest.model_copy(update={"prompt": "mine.toml"})})
     assert unfit_keys(replace(fitting, prompt="music"), block=own) == []
     assert unfit_keys(replace(fitting, item_text="full"), block=block.model_copy(update={"evidence": None})) == []
+    assert unfit_keys(replace(fitting, item_text="full"), block=block, is_fitted=True) == []
 
 
 def test_the_command_warns_on_stderr_and_keeps_stdout_for_the_figures(

@@ -14,7 +14,7 @@ from liber_feast.errors import ArtifactError
 from tests.test_training_fit import OPTIONS, samples_of
 from tests.training_parts import sample_table
 from training.backbones.din import DIN
-from training.checkpoint import Checkpoints
+from training.checkpoint import FILE, Checkpoints
 from training.fit import FittedRun, Prepared, Progress, fit, prepare
 from training.options import FitOptions
 from training.run import open_checkpoints
@@ -187,3 +187,16 @@ def test_a_checkpoint_that_is_there_is_neither_used_nor_lost_unasked(tmp_path: P
     assert both.path.exists()
     open_checkpoints(tmp_path / "run", every=1, resume=False, overwrite=True)
     assert not checkpoints.folder.exists()
+
+
+def test_what_is_no_part_of_a_checkpoint_is_left_where_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "run.checkpoint"
+    folder.mkdir()
+    for name in (FILE, f".{FILE}.half", "note.txt"):
+        (folder / name).write_text("")
+    Checkpoints(folder=folder).remove()
+    assert [path.name for path in folder.iterdir()] == ["note.txt"]
+    (folder / "note.txt").unlink()
+    Checkpoints(folder=folder).remove()
+    assert not folder.exists()
+    Checkpoints(folder=folder).remove()

@@ -208,6 +208,11 @@ def test_only_a_folder_of_a_comparison_is_cleared(tmp_path: Path) -> None:
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     with pytest.raises(ArtifactError, match=r"thesis.tex.*which no comparison wrote"):
         clear(tmp_path / "out")
+    own = tmp_path / "project" / "feature_repo"
+    own.mkdir(parents=True)
+    with pytest.raises(ArtifactError, match="feature_repo is of no comparison"):
+        clear(tmp_path / "project")
+    assert own.exists()
 
 
 @pytest.mark.parametrize(
@@ -309,6 +314,6 @@ def test_a_table_says_how_many_behaviors_the_store_showed(tmp_path: Path) -> Non
 
 def test_a_table_says_which_match_and_configs_were_fitted(table: Table) -> None:
     text = markdown(document(table))
-    assert "compared with the candidate (mean)" in text
+    assert "its partitions count in its match by: mean;" in text
     assert "2 seeds, paired; at most 1 epochs; din with" in text
     assert "; dcn with embedding_width 4, hidden [8]" in text

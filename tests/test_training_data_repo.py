@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from liber_feast.errors import ArtifactError, ConfigError
+from liber_feast.quickstart import StepFailed
 from tests.feature_repo_kit import copy_feature_repo
 from training.compare import data_name
 from training.compare_command import cli
-from training.data_repo import READY, data_repo
+from training.data_repo import data_repo, state_of
 
 USERS, ITEMS, BEHAVIORS = 12, 30, 45
 
@@ -61,8 +62,12 @@ def test_compare_loads_a_data_set_fits_and_ends_with_one_json_object(
     cli(arguments, standalone_mode=False)
     assert json.loads(capfd.readouterr().out.splitlines()[-1]) == document
     assert (repo / "data" / "memory.db").stat().st_mtime_ns == before
+    data_repo(template, data=str(movies), folder=repo, sequence_length=300)
+    config = yaml.safe_load((repo / "feature_store.yaml").read_text(encoding="utf-8"))
+    assert config["batch_engine"]["sequence"] == {"length": 300}  # for one that searches
+    assert (repo / "data" / "memory.db").stat().st_mtime_ns == before
     with pytest.raises(ArtifactError, match="has the data set"):
-        data_repo(template, data="synthetic", folder=repo)
+        data_repo(template, data="synthetic", folder=repo, sequence_length=20)
 
 
 def test_texts_that_cost_money_are_not_written_in_passing(tmp_path: Path) -> None:
@@ -72,13 +77,37 @@ def test_texts_that_cost_money_are_not_written_in_passing(tmp_path: Path) -> Non
     config["batch_engine"]["interest"] = {"backend": "openai", "prompt": "movielens"}
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(ConfigError, match="`interest.backend: openai` cost money"):
-        data_repo(template, data="synthetic", folder=tmp_path / "out" / "feature_repo")
-    assert not (tmp_path / "out" / "feature_repo" / READY).exists()
+        data_repo(template, data="synthetic", folder=tmp_path / "out" / "feature_repo", sequence_length=20)
+    assert state_of(tmp_path / "out" / "feature_repo") == {"data": "synthetic", "ready": False}
+
+
+@pytest.mark.parametrize("own", ["out", "template"])
+def test_a_feature_repo_of_the_users_own_is_never_taken_for_one_that_was_cut_off(tmp_path: Path, own: str) -> None:
+    template = copy_feature_repo(tmp_path / "template")
+    (template / "data").mkdir()
+    (template / "data" / "memory.db").write_bytes(b"mine")
+    folder = template if own == "template" else copy_feature_repo(tmp_path / "out" / "feature_repo")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ArtifactError, match="exists and is of no comparison. Name another folder with --out"):
+        data_repo(template, data="synthetic", folder=folder, sequence_length=20)
+    assert sorted(folder.rglob("*")) == before
+    assert (template / "data" / "memory.db").read_bytes() == b"mine"
+
+
+def test_one_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "feature_repo"
+    with pytest.raises(StepFailed):
+        data_repo(copy_feature_repo(tmp_path / "template"), data="/nowhere", folder=folder, sequence_length=20)
+    assert state_of(folder) == {"data": "/nowhere", "ready": False}
+    (folder / "half").write_text("")
+    with pytest.raises(StepFailed):
+        data_repo(tmp_path / "template", data="/nowhere", folder=folder, sequence_length=20)
+    assert not (folder / "half").exists()
 
 
 def test_a_folder_without_definitions_is_no_template(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no feature repo"):
-        data_repo(tmp_path, data="synthetic", folder=tmp_path / "out")
+        data_repo(tmp_path, data="synthetic", folder=tmp_path / "out", sequence_length=20)
 
 
 def test_a_repo_that_nothing_was_loaded_into_is_called_by_its_place(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_texts_come_from_the_backend_of_the_repo_once(tmp_path: Path, monkeypatc
 def test_an_llm_is_asked_for_each_text_once_and_within_its_budget(tmp_path: Path) -> None:
     with LLMServer() as server:
         repo = llm_repo.repo_of(tmp_path / "repo", server, budget={"run": {"calls": 3}})
-        with pytest.raises(ConfigError, match=r"'kar' would ask .* for \d+ texts. Add --pay if they shall") as refused:
+        with pytest.raises(ConfigError, match=r"'kar' would ask .* for \d+ texts. Add --pay if it shall") as refused:
             load_samples(repo, features="kar")
         assert "\n" not in refused.value.message
         assert server.counts()["calls"] == 0

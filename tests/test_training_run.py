@@ -166,6 +166,16 @@ def test_what_no_run_wrote_is_never_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("config", [None, '{"model_type": "bert"}', "[]", "no JSON"])
+def test_a_model_of_others_is_no_run_whatever_its_files_are_called(tmp_path: Path, config: str | None) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"theirs")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    with pytest.raises(ArtifactError, match="holds no run that `fit` wrote"):
+        exported(tmp_path, overwrite=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"theirs"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path: Path, overwrite: bool) -> None:
     folder = tmp_path / "run"

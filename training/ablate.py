@@ -18,9 +18,8 @@ from rich.console import Console
 
 from liber_feast.errors import ArtifactError, ConfigError, StoreNotReady, one_line
 from liber_feast.form_vectors import lay_out
-from liber_feast.interest_config import ExtractiveConfig
 from liber_feast.materialize import Job
-from liber_feast.repo import open_repo_job, open_store, repo_status
+from liber_feast.repo import open_repo_job, repo_status
 from liber_feast.tensor_file import write_atomically
 from training.checkpoint import check_identity
 from training.data import Samples, load_samples
@@ -29,6 +28,7 @@ from training.history_texts import plan_texts, requests, with_texts, write_texts
 from training.knowledge_texts import text_file
 from training.memory_variants import mean_pooled, without_shift
 from training.options import FitOptions
+from training.paid import check_paid
 from training.run import FitBar
 from training.statistics import LEAST_PAIRS, paired_t_test
 from training.variant_repo import repo_with_partitions
@@ -133,7 +133,7 @@ def _variant(name: str, *, liber: Samples, ablation: Ablation, bar: FitBar) -> I
     elif name == "without_shift":
         yield without_shift(liber), _kept(repo, stages=("summaries",))
     elif size is not None:
-        _check_paid(ablation, name=name, what="all its texts anew")
+        check_paid(ablation.repo, pay=ablation.pay, owner=f"variant {name!r}", what="all its texts anew")
         bar.stage(f"{name}: materializing")
         with repo_with_partitions(repo, size=size) as copy:
             yield load_samples(copy, features="liber"), _kept(copy, stages=("summaries", "shifts"))
@@ -149,7 +149,7 @@ def _with_texts(name: str, *, liber: Samples, ablation: Ablation, bar: FitBar) -
         every = 1 if last is not None else _partition_size(job, name=name)
         plan = plan_texts(liber, every=every, last=last)
         count = len(plan.starts)
-        _check_paid(ablation, name=name, what=f"{count:,} texts")
+        check_paid(ablation.repo, pay=ablation.pay, owner=f"variant {name!r}", what=f"{count:,} texts")
         with bar.counting(f"{name}: writing texts", count) as step:
             asked = requests(plan, liber, catalog=job.catalog)
             file = text_file(ablation.repo, learner=job.learner)
@@ -161,16 +161,6 @@ def _with_texts(name: str, *, liber: Samples, ablation: Ablation, bar: FitBar) -
         return samples, Calls(calls=written.call_count, texts=len(written.texts), users=users)
     finally:
         job.close()
-
-
-def _check_paid(ablation: Ablation, *, name: str, what: str) -> None:
-    """Refuse to ask an LLM for the texts of a variant unless that was asked for."""
-    block = open_store(ablation.repo).config.batch_engine.interest
-    if not ablation.pay and not isinstance(block, ExtractiveConfig):
-        raise ConfigError(
-            f"variant {name!r} would ask {block.model} for {what}. Add --pay if it shall (the budget of the interest"
-            " block holds), or leave the variant out."
-        )
 
 
 def _partition_size(job: Job, *, name: str) -> int:
@@ -257,7 +247,8 @@ def _read(path: Path, *, identity: Mapping[str, Any]) -> dict[str, Figures]:
 def rows_of(found: Mapping[str, Figures]) -> dict[str, dict[str, float | None]]:
     """Return the means over seeds of each variant, and its gain over the baseline, if that is there.
 
-    `p_value` is that of a t-test of the gains, paired by their seeds; None for one seed and for the baseline.
+    `p_value` is that of a t-test of the gains, paired by their seeds; None for one seed, for the baseline and without
+    it.
     """
     base = found.get(BASELINE)
 

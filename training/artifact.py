@@ -1,5 +1,6 @@
 """Export a fitted backbone as a run folder, whole or not at all."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -44,6 +45,17 @@ def check_run_folder(folder: Path, *, overwrite: bool) -> None:
     if not (overwrite and folder.is_dir()):
         raise ArtifactError(f"{folder} exists. Choose another --run, or replace it with --overwrite.")
     check_ours(folder, names=RUN_FILES, writer="run", option="--run")
+    if any(folder.iterdir()) and not is_run(folder):
+        raise ArtifactError(f"{folder} holds no run that `fit` wrote. Name another one with --run.")
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether config.json of a folder is one of a run."""
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"backbone", "feature_service"} <= config.keys()
 
 
 def check_ours(folder: Path, *, names: Collection[str], writer: str, option: str) -> None:

@@ -7,7 +7,6 @@ It also says which fit it is of, and serves no other.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -52,9 +51,13 @@ class Checkpoints:
         return step % self.every == 0 if self.every else looked
 
     def remove(self) -> None:
-        """Remove the checkpoint, and what a killed process left of one."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        """Remove the checkpoint, what a killed process left of one, and then the folder, if nothing else is in it."""
+        if not self.folder.is_dir():
+            return
+        for path in (self.path, *self.folder.glob(f".{FILE}.*")):
+            path.unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
 
 def fit_identity(prepared: object, *, options: FitOptions, device: torch.device) -> dict[str, Any]:

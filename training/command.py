@@ -237,6 +237,7 @@ def search_command(
         device=device,
         precision=precision,
     )
+    check_used(base.options, features=[base.features])
     path = out or Path("runs") / f"{run_name(base)}.search.json"
     outcomes = run_search(
         repo,
@@ -276,7 +277,7 @@ def check_used(options: FitOptions, *, features: Sequence[str]) -> None:
     if options.match != "mean" and not any("evidence" in name for name in features):
         raise ConfigError(
             f"--match {options.match} says how partitions count in the evidence of the memory, which features"
-            f" {', '.join(features)} have not. Leave it out, or choose features with evidence."
+            f" {', '.join(features)} have not. Fit with --match mean, or choose features with evidence."
         )
 
 

@@ -13,10 +13,14 @@ from rich.console import Console
 from liber_feast.datasets.writer import DESCRIPTION
 from liber_feast.errors import ArtifactError, DataSetError
 from training.artifact import check_ours
-from training.comparison import BASE, Comparison, Fits, Task, claim_folder, run_fits
+from training.comparison import BASE, FITS, Comparison, Fits, Task, claim_folder, run_fits
 from training.comparison_figures import Table
 from training.data import Features, Samples, load_samples
+from training.data_repo import state_of
 from training.run import FitBar
+
+REPO_IN_FOLDER = "feature_repo"
+"""Where the folder of a comparison has the feature repo of its data set."""
 
 
 def compare(
@@ -108,8 +112,11 @@ def clear(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    known = {"fits", "feature_repo", "comparison_of.json", "comparison.md", "comparison.json", "comparison.png"}
+    known = {FITS, REPO_IN_FOLDER, "comparison_of.json", "comparison.md", "comparison.json", "comparison.png"}
     check_ours(folder, names=known, writer="comparison", option="--out")
+    repo = folder / REPO_IN_FOLDER
+    if repo.exists() and state_of(repo) is None:
+        raise ArtifactError(f"{repo} is of no comparison. Name another folder with --out.")
     try:
         shutil.rmtree(folder)
     except OSError as error:

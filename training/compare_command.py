@@ -24,20 +24,18 @@ from training.command import (
     Pay,
     Precision,
     Repo,
+    SequenceLength,
     UserId,
     check_used,
     choose,
     cli,
-    default,
 )
-from training.compare import clear, compare, data_name
+from training.compare import REPO_IN_FOLDER, clear, compare, data_name
 from training.comparison import BASE, SEVEN, VARIANTS, Comparison
 from training.comparison_report import markdown, write_report
 from training.data import Features
 from training.data_repo import data_repo
 from training.options import FitOptions
-
-REPO_IN_FOLDER = "feature_repo"
 
 
 class HistoryChoice(StrEnum):
@@ -77,9 +75,7 @@ def compare_command(
     user_id: UserId = None,
     id_dropout: IdDropout = None,
     memory_dropout: MemoryDropout = None,
-    sequence_length: Annotated[
-        int | None, typer.Option(help="Recent behaviors that are seen.", min=1, show_default=default("sequence_length"))
-    ] = None,
+    sequence_length: SequenceLength = None,
     history: Annotated[
         HistoryChoice, typer.Option(help="What backbones without a sequence see of the recent behaviors.")
     ] = HistoryChoice.MEAN,

@@ -122,8 +122,8 @@ class Fits:
         found = blocks(base.times, folds=comparison.folds)
         self.blocks: dict[str, Block] = {one.name: one for one in found if comparison.with_final or not one.is_final}
         for name, block in self.blocks.items():
-            owner = "of the final block " if block.is_final else f"of {name} "
-            check_classes(base.labels, split=block.split, like_above=base.like_above, owner=owner)
+            called = "the final block" if block.is_final else name
+            check_classes(base.labels, split=block.split, like_above=base.like_above, block=called)
         self._last: tuple[tuple[Features, str, int], Prepared] | None = None
 
     def tasks(self) -> list[Task]:

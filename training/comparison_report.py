@@ -35,7 +35,6 @@ def held(document: Mapping[str, Any]) -> str:
     match = "compared with the candidate" if facts["window_match"] else "not compared with the candidate"
     told = user_id_told(is_field=facts["user_id"], dropout=facts["id_dropout"])
     longer = "".join(f" ({name}: the last {length})" for name, length in facts["longer_histories"].items())
-    match += f" ({facts['match']})"
     configs = "".join(
         f"; {name} with {', '.join(f'{key} {value}' for key, value in config.items() if key != 'history')}"
         for name, config in facts["configs"].items()
@@ -44,7 +43,8 @@ def held(document: Mapping[str, Any]) -> str:
     return (
         f"{facts['data']}, {facts['samples']:,} samples; user id {told}; last"
         f" {facts['sequence_length']} behaviors{longer}, {match}; backbones without a sequence see them as:"
-        f" {facts['history']}; the memory is hidden from {facts['memory_dropout']:.0%} of a step's samples;"
+        f" {facts['history']}; the memory is hidden from {facts['memory_dropout']:.0%} of a step's samples, and its"
+        f" partitions count in its match by: {facts['match']};"
         f" a like is a rating above {facts['like_above']:g}; {facts['seeds']} seeds, paired; at most {facts['epochs']}"
         f" epochs{configs}"
     )

@@ -19,44 +19,61 @@ from training.variant_repo import LOCAL
 EXTENDED = frozenset({"interest", "evidence"})
 """Blocks of the engine that keep what else the template says of them."""
 READY = "ready.json"
-"""Written last, with the data set that the repo has."""
+"""The data set that the repo has, and whether it is done: a folder without this file is no repo of ours."""
 FREE = "extractive"
 
 
-def data_repo(template: Path, *, data: str, folder: Path, sequence_length: int = 1) -> Path:
+def data_repo(template: Path, *, data: str, folder: Path, sequence_length: int) -> Path:
     """Return the feature repo `folder`, with the definitions of `template` and the data set `data` materialized.
 
-    Its store shows at least `sequence_length` behaviors of a user. Where the folder is there already, nothing is done.
-    Nothing of `template` is written to; its data stays behind. The texts are those of the extractive backend: an LLM's
-    cost money, and are not written in passing.
+    Its store shows at least `sequence_length` behaviors of a user. Where the folder is there already, nothing else is
+    done. Nothing of `template` is written to; its data stays behind. The texts are those of the extractive backend: an
+    LLM's cost money, and are not written in passing.
 
     Raises:
-        ArtifactError: `folder` has another data set.
+        ArtifactError: `folder` has another data set, or is none that was made here.
         ConfigError: the template is no feature repo, or its backend is an LLM.
         StepFailed: a step failed.
     """
-    if (folder / READY).exists():
-        found = json.loads((folder / READY).read_bytes())["data"]
-        if found != data:
-            raise ArtifactError(f"{folder} has the data set {found!r}, not {data!r}. Name another folder with --out.")
-        return folder
-    if folder.exists():  # of a run that was cut off
-        shutil.rmtree(folder)
+    if folder.exists():
+        made = state_of(folder)
+        if made is None:
+            raise ArtifactError(f"{folder} exists and is of no comparison. Name another folder with --out.")
+        if made["data"] != data:
+            raise ArtifactError(
+                f"{folder} has the data set {made['data']!r}, not {data!r}. Name another folder with --out."
+            )
+        if made.get("ready", True):
+            _show_behaviors(folder / "feature_store.yaml", count=sequence_length)
+            return folder
+        shutil.rmtree(folder)  # of a run that was cut off
     if not (template / "feature_store.yaml").is_file():
         raise ConfigError(f"{template} is no feature repo: it has no feature_store.yaml. Name one with --repo.")
-    shutil.copytree(template, folder, ignore=shutil.ignore_patterns("data", "data-*", "__pycache__"))
+    write_atomically(folder / READY, json.dumps({"data": data, "ready": False}).encode())
+    shutil.copytree(
+        template, folder, ignore=shutil.ignore_patterns("data", "data-*", "__pycache__", READY), dirs_exist_ok=True
+    )
     _configure(folder / "feature_store.yaml", changes=LOCAL_ENGINE)
     steps = Steps()
     command = [script_of("liber"), "load", data, "--repo", str(folder.resolve()), "--json"]
     loaded = steps.run("load", command)
     description = json.loads((folder / "data" / DESCRIPTION).read_text(encoding="utf-8"))
     changes = _for_data(loaded, scale=description["scale"])
-    _configure(folder / "feature_store.yaml", changes=changes, sequence_length=sequence_length)
+    _configure(folder / "feature_store.yaml", changes=changes)
+    _show_behaviors(folder / "feature_store.yaml", count=sequence_length)
     steps.run("apply", [script_of("feast"), "apply"], cwd=folder, is_json=False)
     window = [description["start"], description["end"]]
     steps.run("materialize", [script_of("feast"), "materialize", *window], cwd=folder, is_json=False)
-    write_atomically(folder / READY, json.dumps({"data": data}).encode())
+    write_atomically(folder / READY, json.dumps({"data": data, "ready": True}).encode())
     return folder
+
+
+def state_of(folder: Path) -> dict[str, Any] | None:
+    """Return what `data_repo` said of a folder that it made: `data` and `ready`; None of any other."""
+    try:
+        return dict(json.loads((folder / READY).read_bytes()))
+    except (OSError, ValueError):
+        return None
 
 
 LOCAL_ENGINE: Mapping[str, Any] = {"memory": LOCAL["memory"], "on_the_fly": "inline", "fusion": {"weights": None}}
@@ -70,7 +87,16 @@ def _for_data(loaded: Mapping[str, Any], *, scale: Mapping[str, float]) -> dict[
     return changes if fits else {**changes, "interest": {"prompt": loaded["prompt"]}}
 
 
-def _configure(path: Path, *, changes: Mapping[str, Any], sequence_length: int = 1) -> None:
+def _show_behaviors(path: Path, *, count: int) -> None:
+    """Let the store show at least `count` recent behaviors of a user."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    sequence = config["batch_engine"].get("sequence") or {}
+    if sequence.get("length", SequenceConfig().length) < count:
+        config["batch_engine"]["sequence"] = {**sequence, "length": count}
+        write_atomically(path, yaml.safe_dump(config, sort_keys=False).encode())
+
+
+def _configure(path: Path, *, changes: Mapping[str, Any]) -> None:
     """Keep everything of the copy in its own folder, and change keys of the engine block."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -84,9 +110,6 @@ def _configure(path: Path, *, changes: Mapping[str, Any], sequence_length: int =
         for name in EXTENDED & changes.keys():
             if (given := block.get(name, {})) is not None:  # `evidence: null` leaves it out
                 block[name] = {**given, **changes[name]}
-        sequence = block.get("sequence") or {}
-        length = max(sequence.get("length", SequenceConfig().length), sequence_length)
-        block["sequence"] = {**sequence, "length": length}
         block.pop("metrics", None)
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be used for a data set of its own: {error}.") from error

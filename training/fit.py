@@ -193,7 +193,7 @@ def train(state: FitState, *, samples: SampleBatches, prepared: Prepared, option
             samples=samples,
             rows=rows,
             bfloat16=bfloat16,
-            hidden_ids=options.id_dropout if options.user_id else 0.0,
+            hidden_ids=options.id_dropout,
             hidden_memory=options.memory_dropout,
         )
         state.stepped(loss)

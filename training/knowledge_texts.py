@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from liber_feast.errors import ConfigError, DataSetError, StoreFailure
+from liber_feast.errors import DataSetError, StoreFailure
 from liber_feast.interest import InterestLearner, LearnedText, SummaryRequest
-from liber_feast.interest_config import ExtractiveConfig
 from liber_feast.parts import readable
 from liber_feast.pit import Ints
-from liber_feast.repo import open_repo_job, open_store
+from liber_feast.repo import open_repo_job
 from training.knowledge import Knowledge, cut_times, plan_knowledge
+from training.paid import check_paid
 
 FOLDER = "knowledge"
 """Beside the other data of a feature repo."""
@@ -130,11 +130,8 @@ def load_knowledge(
         plan = plan_knowledge(table, cuts=cut_times(times), like_above=like_above, item_columns=item_columns)
         file = text_file(repo, learner=job.learner)
         missing = {text_key(request) for request in plan.requests} - file.read().keys()
-        if missing and not pay and not isinstance(open_store(repo).config.batch_engine.interest, ExtractiveConfig):
-            raise ConfigError(
-                f"features 'kar' would ask {job.learner.model} for {len(missing):,} texts. Add --pay if they shall (the"
-                " budget of the interest block holds)."
-            )
+        if missing:
+            check_paid(repo, pay=pay, owner="features 'kar'", what=f"{len(missing):,} texts")
         texts = learn_texts(plan.requests, learner=job.learner, file=file)
         bert = job.encoding.bert()
         prose = [readable(text, form=job.encoding.form) for text in texts]

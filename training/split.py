@@ -43,16 +43,17 @@ def split_by_time(times: npt.NDArray[np.int64]) -> Split:
     return Split(train=order[:first], validation=order[first:second], test=order[second:])
 
 
-def check_classes(labels: npt.NDArray[np.bool_], *, split: Split, like_above: float, owner: str = "") -> None:
+def check_classes(labels: npt.NDArray[np.bool_], *, split: Split, like_above: float, block: str = "") -> None:
     """Check that every part has likes and dislikes; a split may have no test part.
 
     Raises:
-        DataSetError: a part has one class only; the message names it, and `owner`.
+        DataSetError: a part has one class only; the message names it, and the `block`.
     """
     for name, rows in split.parts().items():
         liked = int(labels[rows].sum())
         if liked in {0, len(rows)} and not (name == "test" and not len(rows)):
             raise DataSetError(
-                f"the {name} part {owner}has one class only: {liked} likes among {len(rows)} samples (a like is a"
-                f" rating above {like_above:g}). Set `behavior.like_above` in the engine block, or load more behaviors."
+                f"the {name} part{block and f' of {block}'} has one class only: {liked} likes among {len(rows)} samples"
+                f" (a like is a rating above {like_above:g}). Set `behavior.like_above` in the engine block, or load"
+                " more behaviors."
             )
