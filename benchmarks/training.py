@@ -14,7 +14,8 @@ states are as wide as a behavior, and our epoch has the auxiliary loss, which th
 have 16 numbers each beside deepctr-torch's, which parts the embedding among them, 32 beside fuxictr's.
 
 `fusion_overhead` is what a step takes longer with the fused vector than without, on the same samples; a user has a
-partition for every 20 behaviors, of random vectors. Steps alternate; on a CPU it is their CPU time.
+partition for every 20 behaviors, of random vectors. Steps alternate; on a CPU it is their CPU time. Steps hide the memory
+of three samples in ten, as fits do by default; `fusion_overhead_nothing_hidden` is that of steps that hide none.
 
 On CUDA the same follows as `gpu_speedup`, `gpu_speedup_over_fuxictr_layers` and `gpu_fusion_overhead`, and for DIN at
 batch 16,384 the share of an epoch that the GPU is busy (`gpu_utilization`) and the time of a step over that with
@@ -59,6 +60,7 @@ USERS = 200
 STEPS = 40
 """Steps with and without fusion in each run."""
 WARM_UP = 5
+MEMORY_DROPOUT = FitOptions().memory_dropout
 LARGE_BATCH = 16_384
 
 
@@ -102,6 +104,9 @@ def main(*, data: str, backbones: Sequence[str], runs: int, users: int = USERS, 
         "runs": runs,
         **_compared(base, backbones, runs=runs, device=cpu),
         "fusion_overhead": _fusion_overheads(base, with_memory, backbones, step_count=runs * step_count, device=cpu),
+        "fusion_overhead_nothing_hidden": _fusion_overheads(
+            base, with_memory, backbones, step_count=runs * step_count, device=cpu, memory_dropout=0.0
+        ),
         **_gpu_figures(base, with_memory, backbones, runs=runs),
     }
     print(json.dumps(figures))
@@ -169,9 +174,16 @@ def _ours(
     device: torch.device,
     config: Mapping[str, Any] | None = None,
     batch_size: int = BATCH_SIZE,
+    memory_dropout: float = MEMORY_DROPOUT,
 ) -> Ours:
     config = _same_sizes(name, prepared, kind=FUXICTR) if config is None else config
-    options = FitOptions(backbone=BACKBONES[name], backbone_config=config, epochs=1, batch_size=batch_size)
+    options = FitOptions(
+        backbone=BACKBONES[name],
+        backbone_config=config,
+        epochs=1,
+        batch_size=batch_size,
+        memory_dropout=memory_dropout,
+    )
     torch.manual_seed(0)
     model = build_backbone(options.backbone, shape=prepared.spec.shape, config=options.backbone_config).to(device)
     return Ours(
@@ -184,7 +196,13 @@ def _ours(
 
 
 def _fusion_overheads(
-    base: Prepared, with_memory: Prepared, backbones: Sequence[str], *, step_count: int, device: torch.device
+    base: Prepared,
+    with_memory: Prepared,
+    backbones: Sequence[str],
+    *,
+    step_count: int,
+    device: torch.device,
+    memory_dropout: float = MEMORY_DROPOUT,
 ) -> dict[str, float]:
     """Return what the fused vector adds to a step of DIN and of DIEN, as a share of the step without."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
@@ -192,7 +210,9 @@ def _fusion_overheads(
     for name in FUSED:
         if name not in backbones:
             continue
-        plain, fused = (_ours(name, prepared, device=device) for prepared in (base, with_memory))
+        plain, fused = (
+            _ours(name, prepared, device=device, memory_dropout=memory_dropout) for prepared in (base, with_memory)
+        )
         seconds: tuple[list[float], list[float]] = ([], [])
         for number, rows in enumerate(islice(_endless(plain), step_count + WARM_UP)):
             for one, times in zip((plain, fused), seconds, strict=True):

@@ -85,7 +85,7 @@ def test_a_small_run_ends_with_one_json_object_of_the_documented_figures(capsys:
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["speedup"].keys() == {"dcn", "din"}
     assert figures["speedup_over_fuxictr_layers"].keys() == {"dcn"}
-    assert figures["fusion_overhead"].keys() == {"din"}
+    assert figures["fusion_overhead"].keys() == figures["fusion_overhead_nothing_hidden"].keys() == {"din"}
     assert [rate["beside"] for rate in figures["samples_per_s"]["dcn"]] == [training.DEEPCTR, training.FUXICTR_LAYERS]
     assert all(rate["ours"] > 0 and rate["peer"] > 0 for one in figures["samples_per_s"].values() for rate in one)
     assert figures["train_samples"] == len(prepared().split.train)
