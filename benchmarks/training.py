@@ -14,8 +14,8 @@ states are as wide as a behavior, and our epoch has the auxiliary loss, which th
 have 16 numbers each beside deepctr-torch's, which parts the embedding among them, 32 beside fuxictr's.
 
 `fusion_overhead` is what a step takes longer with the fused vector than without, on the same samples; a user has a
-partition for every 20 behaviors, of random vectors. Steps alternate; on a CPU it is their CPU time. Steps hide the memory
-of three samples in ten, as fits do by default; `fusion_overhead_nothing_hidden` is that of steps that hide none.
+partition for every 20 behaviors, of random vectors. Steps alternate; on a CPU it is their CPU time. Steps hide the
+memory of three samples in ten, as fits do by default; `fusion_overhead_nothing_hidden` is that of steps that hide none.
 
 On CUDA the same follows as `gpu_speedup`, `gpu_speedup_over_fuxictr_layers` and `gpu_fusion_overhead`, and for DIN at
 batch 16,384 the share of an epoch that the GPU is busy (`gpu_utilization`) and the time of a step over that with
