@@ -12,7 +12,7 @@ from liber_feast.quickstart import StepFailed
 from tests.feature_repo_kit import copy_feature_repo
 from training.compare import data_name
 from training.compare_command import cli
-from training.data_repo import data_repo, state_of
+from training.data_repo import READY, data_repo, state_of
 
 USERS, ITEMS, BEHAVIORS = 12, 30, 45
 
@@ -88,8 +88,12 @@ def test_a_feature_repo_of_the_users_own_is_never_taken_for_one_that_was_cut_off
     (template / "data" / "memory.db").write_bytes(b"mine")
     folder = template if own == "template" else copy_feature_repo(tmp_path / "out" / "feature_repo")
     before = sorted(folder.rglob("*"))
-    with pytest.raises(ArtifactError, match="exists and is of no comparison. Name another folder with --out"):
-        data_repo(template, data="synthetic", folder=folder, sequence_length=20)
+    for content in (None, "[]", "{}", "no JSON"):
+        if content is not None:
+            (folder / READY).write_text(content)
+        with pytest.raises(ArtifactError, match="exists and is of no comparison. Name another folder with --out"):
+            data_repo(template, data="synthetic", folder=folder, sequence_length=20)
+    (folder / READY).unlink()
     assert sorted(folder.rglob("*")) == before
     assert (template / "data" / "memory.db").read_bytes() == b"mine"
 

@@ -71,9 +71,10 @@ def data_repo(template: Path, *, data: str, folder: Path, sequence_length: int) 
 def state_of(folder: Path) -> dict[str, Any] | None:
     """Return what `data_repo` said of a folder that it made: `data` and `ready`; None of any other."""
     try:
-        return dict(json.loads((folder / READY).read_bytes()))
+        found = json.loads((folder / READY).read_bytes())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) and "data" in found else None
 
 
 LOCAL_ENGINE: Mapping[str, Any] = {"memory": LOCAL["memory"], "on_the_fly": "inline", "fusion": {"weights": None}}
