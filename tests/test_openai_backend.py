@@ -345,7 +345,7 @@ def test_a_slow_server_loses_its_calls() -> None:
         result = ask_once(server, timeout_s=0.2)
     assert isinstance(result, ChatError)
     assert (result.kind, result.reason) == (ErrorKind.LOST, "no answer within 0.2 s")
-    assert 0.2 <= result.seconds < 3.0
+    assert 0.199 <= result.seconds < 3.0  # timers of the event loop count milliseconds
 
 
 def test_closing_gives_up_the_calls_in_flight() -> None:
