@@ -42,6 +42,7 @@ from liber_feast.memory.schema import behaviors
 from liber_feast.memory.status import failure_reasons, memory_status, stream_status
 from liber_feast.memory.store import FUSION_FOLDER
 from liber_feast.memory.vectors import distinct_text_count
+from liber_feast.pca import FACTS
 from liber_feast.provider import LiberProvider
 from liber_feast.service_schema import Schema
 from liber_feast.shortfall import alike
@@ -133,7 +134,7 @@ def load_data_set(
         say(f"Moved {repo / 'data'} to {moved}.")
     write_data_set(data_set, repo)
     block: LiberComputeEngineConfig = store.config.batch_engine
-    is_fitted = (item_encoder_folder(store.config) / "encoder.json").exists()
+    is_fitted = (item_encoder_folder(store.config) / FACTS).exists()
     for line in unfit_keys(data_set, block=block, is_fitted=is_fitted):
         say(f"Warning: {repo / 'feature_store.yaml'}: {line}")
     return {

@@ -13,7 +13,7 @@ from rich.console import Console
 from liber_feast.datasets.writer import DESCRIPTION
 from liber_feast.errors import ArtifactError, DataSetError
 from training.artifact import check_ours
-from training.comparison import BASE, FITS, Comparison, Fits, Task, claim_folder, run_fits
+from training.comparison import BASE, FITS, IDENTITY, Comparison, Fits, Task, claim_folder, run_fits
 from training.comparison_figures import Table
 from training.data import Features, Samples, load_samples
 from training.data_repo import state_of
@@ -112,7 +112,7 @@ def clear(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    known = {FITS, REPO_IN_FOLDER, "comparison_of.json", "comparison.md", "comparison.json", "comparison.png"}
+    known = {FITS, REPO_IN_FOLDER, IDENTITY, "comparison.md", "comparison.json", "comparison.png"}
     check_ours(folder, names=known, writer="comparison", option="--out")
     repo = folder / REPO_IN_FOLDER
     if repo.exists() and state_of(repo) is None:
