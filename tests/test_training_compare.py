@@ -13,11 +13,12 @@ from tests import test_training_evidence as parts
 from tests.backbone_parts import SMALL as OF_BACKBONES
 from tests.test_training_fit import SMALL
 from training import compare_command
-from training.compare import check_same, clear, held_facts, plain
+from training.compare import REPO_IN_FOLDER, check_same, clear, held_facts, plain
 from training.comparison import Comparison, Fits, Fitted, Task, claim_folder, read_fitted, run_fits
 from training.comparison_figures import Table
 from training.comparison_report import TABLE, markdown, variants, write_report
 from training.data import Features, Samples
+from training.data_repo import LOCK
 from training.knowledge import Knowledge, cut_times, plan_knowledge
 from training.options import FitOptions
 from training.protocol import FINAL, HISTORY_GROUPS
@@ -202,6 +203,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused_in_one_line(tmp_path: Path
 
 def test_only_a_folder_of_a_comparison_is_cleared(tmp_path: Path) -> None:
     claim_folder(tmp_path / "out", identity=CHOSEN.identity(samples()["baseline"]))
+    (tmp_path / "out" / (REPO_IN_FOLDER + LOCK)).write_text("")
     clear(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()

@@ -1,18 +1,24 @@
 """`python -m training compare --data`: from a data set to tables, with the commands that a user would run."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
 from liber_feast.errors import ArtifactError, ConfigError
 from liber_feast.quickstart import StepFailed
 from tests.feature_repo_kit import copy_feature_repo
 from training.compare import data_name
 from training.compare_command import cli
-from training.data_repo import READY, data_repo, state_of
+from training.data_repo import LOCK, READY, data_repo, state_of
 
 USERS, ITEMS, BEHAVIORS = 12, 30, 45
 
@@ -107,6 +113,60 @@ def test_one_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
     with pytest.raises(StepFailed):
         data_repo(tmp_path / "template", data="/nowhere", folder=folder, sequence_length=20)
     assert not (folder / "half").exists()
+
+
+def test_one_that_another_process_makes_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = copy_feature_repo(tmp_path / "out" / "feature_repo")
+    state = {"data": "synthetic", "ready": False}
+    (folder / READY).write_text(json.dumps(state))
+    made: Queue[Path] = Queue()
+
+    def second() -> None:
+        made.put(data_repo(tmp_path / "template", data="synthetic", folder=folder, sequence_length=20))
+
+    with FileLock(folder.with_name(folder.name + LOCK)):
+        process = Thread(target=second)
+        process.start()
+        while process.is_alive() and "waiting for it" not in capfd.readouterr().err:
+            time.sleep(0.01)
+        assert process.is_alive()
+        assert state_of(folder) == state
+        (folder / READY).write_text(json.dumps({**state, "ready": True}))
+    process.join(timeout=60)
+    assert made.get_nowait() == folder
+
+
+HOLD_AND_BE_KILLED = """
+import os, signal, sys
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_one_whose_process_was_killed_is_not_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = copy_feature_repo(tmp_path / "out" / "feature_repo")
+    (folder / READY).write_text(json.dumps({"data": "/nowhere", "ready": False}))
+    lock = folder.with_name(folder.name + LOCK)
+    killed = subprocess.run([sys.executable, "-c", HOLD_AND_BE_KILLED, str(lock)], check=False)
+    assert killed.returncode < 0
+    with pytest.raises(StepFailed):
+        data_repo(copy_feature_repo(tmp_path / "template"), data="/nowhere", folder=folder, sequence_length=20)
+    assert "waiting" not in capfd.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> None:
+    template = copy_feature_repo(tmp_path / "template")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"cannot be written: File exists. Name another folder with --out"):
+        data_repo(template, data="synthetic", folder=tmp_path / "file" / "feature_repo", sequence_length=20)
+    half = copy_feature_repo(tmp_path / "half")
+    (half / READY).write_text(json.dumps({"data": "synthetic", "ready": False}))
+    (tmp_path / "link").symlink_to(half)
+    with pytest.raises(ArtifactError, match=r"link cannot be written: .*symbolic link"):
+        data_repo(template, data="synthetic", folder=tmp_path / "link", sequence_length=20)
+    assert (half / "feature_store.yaml").exists()
 
 
 def test_a_folder_without_definitions_is_no_template(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from training.artifact import check_ours
 from training.comparison import BASE, FITS, IDENTITY, Comparison, Fits, Task, claim_folder, run_fits
 from training.comparison_figures import Table
 from training.data import Features, Samples, load_samples
-from training.data_repo import state_of
+from training.data_repo import LOCK, state_of
 from training.run import FitBar
 
 REPO_IN_FOLDER = "feature_repo"
@@ -112,9 +112,9 @@ def clear(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    known = {FITS, REPO_IN_FOLDER, IDENTITY, "comparison.md", "comparison.json", "comparison.png"}
-    check_ours(folder, names=known, writer="comparison", option="--out")
     repo = folder / REPO_IN_FOLDER
+    known = {FITS, repo.name, repo.name + LOCK, IDENTITY, "comparison.md", "comparison.json", "comparison.png"}
+    check_ours(folder, names=known, writer="comparison", option="--out")
     if repo.exists() and state_of(repo) is None:
         raise ArtifactError(f"{repo} is of no comparison. Name another folder with --out.")
     try:

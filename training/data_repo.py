@@ -2,7 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +12,66 @@ import yaml  # type: ignore[import-untyped]
 
 from liber_feast.config import SequenceConfig
 from liber_feast.datasets.writer import DESCRIPTION
-from liber_feast.errors import ArtifactError, ConfigError
+from liber_feast.errors import ArtifactError, ConfigError, MissingExtra
 from liber_feast.quickstart import Steps, script_of
 from liber_feast.repo import fits_prompt
 from liber_feast.tensor_file import write_atomically
 from training.variant_repo import LOCAL
+
+try:
+    from filelock import FileLock, Timeout
+except ImportError as error:
+    raise MissingExtra(package="filelock", extra="train") from error
 
 EXTENDED = frozenset({"interest", "evidence"})
 """Blocks of the engine that keep what else the template says of them."""
 READY = "ready.json"
 """The data set that the repo has, and whether it is done: a folder without this file is no repo of ours."""
 FREE = "extractive"
+LOCK = ".lock"
+"""What the name of the folder's lock, beside it, ends in."""
 
 
 def data_repo(template: Path, *, data: str, folder: Path, sequence_length: int) -> Path:
     """Return the feature repo `folder`, with the definitions of `template` and the data set `data` materialized.
 
     Its store shows at least `sequence_length` behaviors of a user. Where the folder is there already, nothing else is
-    done. Nothing of `template` is written to; its data stays behind. The texts are those of the extractive backend: an
-    LLM's cost money, and are not written in passing.
+    done; where another process makes it, it is waited for. Nothing of `template` is written to; its data stays behind.
+    The texts are those of the extractive backend: an LLM's cost money, and are not written in passing.
 
     Raises:
-        ArtifactError: `folder` has another data set, or is none that was made here.
+        ArtifactError: `folder` has another data set, is none that was made here, or cannot be written.
         ConfigError: the template is no feature repo, or its backend is an LLM.
         StepFailed: a step failed.
     """
+    with _one_at_a_time(folder):
+        return _made(template, data=data, folder=folder, sequence_length=sequence_length)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes the folder: one that is not ready looks as if its process had been cut off."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(folder.name + LOCK))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            sys.stderr.write(f"{folder} is made by another process: waiting for it\n")
+            lock.acquire()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(folder: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{folder} cannot be written: {error.strerror or error}. Name another folder with --out.")
+
+
+def _made(template: Path, *, data: str, folder: Path, sequence_length: int) -> Path:
     if folder.exists():
         made = state_of(folder)
         if made is None:
@@ -46,7 +83,10 @@ def data_repo(template: Path, *, data: str, folder: Path, sequence_length: int) 
         if made.get("ready", True):
             _show_behaviors(folder / "feature_store.yaml", count=sequence_length)
             return folder
-        shutil.rmtree(folder)  # of a run that was cut off
+        try:
+            shutil.rmtree(folder)  # of a run that was cut off
+        except OSError as error:
+            raise _unwritable(folder, error) from error
     if not (template / "feature_store.yaml").is_file():
         raise ConfigError(f"{template} is no feature repo: it has no feature_store.yaml. Name one with --repo.")
     write_atomically(folder / READY, json.dumps({"data": data, "ready": False}).encode())
