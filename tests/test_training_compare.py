@@ -34,7 +34,12 @@ CHOSEN = Comparison(
     options=OPTIONS,
     configs={"din": SMALL, "dcn": SMALL_DCN},
 )
-HELD = {"data": "small", "history": "mean"}
+STORE = {
+    "partition": {"condition": "count", "size": 20},
+    "interest": {"backend": "extractive", "form": "plain"},
+    "item_text": "categories",
+}
+HELD: dict[str, Any] = {"data": "small", "store": STORE, "history": "mean"}
 
 
 def samples(features: tuple[Features, ...] = ("baseline", "evidence")) -> Mapping[Features, Samples]:
@@ -153,6 +158,10 @@ def test_a_report_says_in_every_table_what_held(table: Table, tmp_path: Path) ->
     sections = text.split("## ")[1:]
     assert len(sections) == 4
     for section in sections:
+        assert (
+            "partitions by condition count, size 20, their texts extractive, plain, texts of items categories;"
+            in section
+        )
         assert "user id no field; last 20 behaviors, compared with the candidate" in section
         assert "backbones without a sequence see them as: mean" in section
         assert "evidence" in section

@@ -58,6 +58,8 @@ def test_compare_loads_a_data_set_fits_and_ends_with_one_json_object(
     )
     assert document["held"]["like_above"] == 3.0  # of the data set, not of the template
     assert document["held"]["samples"] == USERS * BEHAVIORS
+    assert document["held"]["store"]["item_text"] == "categories"  # likewise
+    assert document["held"]["store"]["interest"] == {"backend": "extractive", "form": "plain"}
     assert not (template / "data").exists()
     repo = out / "feature_repo"
     config = yaml.safe_load((repo / "feature_store.yaml").read_text(encoding="utf-8"))

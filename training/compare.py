@@ -12,6 +12,8 @@ from rich.console import Console
 
 from liber_feast.datasets.writer import DESCRIPTION
 from liber_feast.errors import ArtifactError, DataSetError
+from liber_feast.interest_config import ExtractiveConfig
+from liber_feast.repo import open_store
 from training.artifact import check_ours
 from training.comparison import BASE, FITS, IDENTITY, Comparison, Fits, Task, claim_folder, run_fits
 from training.comparison_figures import Table
@@ -59,10 +61,21 @@ def compare(
             found = run_fits(fits, processes=processes, on_fit=fitted)
         bar.stage("resampling users")
         table = Table(fits, found=found)
-        return plain({"backbones": table.to_json(), "held": held_facts(table, fits=fits, data=data, history=history)})
+        facts = held_facts(table, fits=fits, data=data, store=store_facts(repo), history=history)
+        return plain({"backbones": table.to_json(), "held": facts})
 
 
-def held_facts(table: Table, *, fits: Fits, data: str, history: str) -> dict[str, Any]:
+def store_facts(repo: Path) -> dict[str, Any]:
+    """Return what the store of a feature repo is made by: when partitions are sealed, and which texts there are."""
+    block = open_store(repo).config.batch_engine
+    interest = {"backend": block.interest.backend, "form": block.interest.form}
+    if not isinstance(block.interest, ExtractiveConfig):
+        interest["model"] = block.interest.model
+    item_text = None if block.evidence is None else block.evidence.text
+    return {"partition": dict(block.partition), "interest": interest, "item_text": item_text}
+
+
+def held_facts(table: Table, *, fits: Fits, data: str, store: Mapping[str, Any], history: str) -> dict[str, Any]:
     """Return what all fits had in common, and the sizes of the test slices."""
     options, base = table.comparison.options, fits.samples[BASE]
     stored = math.inf if base.stored_length is None else base.stored_length
@@ -72,6 +85,7 @@ def held_facts(table: Table, *, fits: Fits, data: str, history: str) -> dict[str
     common = min(options.sequence_length, stored)
     return {
         "data": data,
+        "store": dict(store),
         "samples": len(base.labels),
         "user_id": options.user_id,
         "id_dropout": options.id_dropout,

@@ -41,13 +41,20 @@ def held(document: Mapping[str, Any]) -> str:
         if config.keys() - {"history"}
     )
     return (
-        f"{facts['data']}, {facts['samples']:,} samples; user id {told}; last"
+        f"{facts['data']}, {facts['samples']:,} samples; {_store(facts['store'])}; user id {told}; last"
         f" {facts['sequence_length']} behaviors{longer}, {match}; backbones without a sequence see them as:"
         f" {facts['history']}; the memory is hidden from {facts['memory_dropout']:.0%} of a step's samples, and its"
         f" partitions count in its match by: {facts['match']};"
         f" a like is a rating above {facts['like_above']:g}; {facts['seeds']} seeds, paired; at most {facts['epochs']}"
         f" epochs{configs}"
     )
+
+
+def _store(facts: Mapping[str, Any]) -> str:
+    """Return what the store of a feature repo is made by."""
+    condition = ", ".join(f"{key} {value}" for key, value in facts["partition"].items())
+    items = "none" if facts["item_text"] is None else facts["item_text"]
+    return f"partitions by {condition}, their texts {', '.join(facts['interest'].values())}, texts of items {items}"
 
 
 def markdown(document: Mapping[str, Any]) -> str:
