@@ -17,6 +17,7 @@ from liber_feast.repo import open_store
 from training.artifact import check_ours
 from training.comparison import BASE, FITS, IDENTITY, Comparison, Fits, Task, claim_folder, run_fits
 from training.comparison_figures import Table
+from training.comparison_report import FIGURES, PICTURE, TABLE
 from training.data import Features, Samples, load_samples
 from training.data_repo import LOCK, state_of
 from training.run import FitBar
@@ -51,6 +52,7 @@ def compare(
             bar.stage(f"reading {name} features")
             samples[name] = load_samples(repo, features=name, pay=pay)
         check_same(samples)
+        store = store_facts(repo)
         fits = Fits(comparison, samples=samples, folder=folder)
         claim_folder(folder, identity=comparison.identity(samples[BASE]))
         with bar.counting("fitting", len(fits.tasks())) as step:
@@ -61,7 +63,7 @@ def compare(
             found = run_fits(fits, processes=processes, on_fit=fitted)
         bar.stage("resampling users")
         table = Table(fits, found=found)
-        facts = held_facts(table, fits=fits, data=data, store=store_facts(repo), history=history)
+        facts = held_facts(table, fits=fits, data=data, store=store, history=history)
         return plain({"backbones": table.to_json(), "held": facts})
 
 
@@ -127,7 +129,7 @@ def clear(folder: Path) -> None:
     if not folder.exists():
         return
     repo = folder / REPO_IN_FOLDER
-    known = {FITS, repo.name, repo.name + LOCK, IDENTITY, "comparison.md", "comparison.json", "comparison.png"}
+    known = {FITS, repo.name, repo.name + LOCK, IDENTITY, TABLE, FIGURES, PICTURE}
     check_ours(folder, names=known, writer="comparison", option="--out")
     if repo.exists() and state_of(repo) is None:
         raise ArtifactError(f"{repo} is of no comparison. Name another folder with --out.")
